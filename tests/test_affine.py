@@ -143,7 +143,7 @@ def test_an_old_file_with_other_results():
 def test_an_old_file_beside_a_new_float_model():
     model, packed = old_model(), deploy.PackedModel.load(DATA / "packed_0_1.npz")
     x = np.random.default_rng(1).normal(size=(50, 1, 8, 8)).astype(np.float32)
-    with pytest.raises(AssertionError, match="file of version 2.*compile the model again"):
+    with pytest.raises(AssertionError, match=r"file of version 2.*compile the model again"):
         deploy.verify(model, packed, x)
     again = deploy.compile(model, (1, 8, 8))
     assert "batch_norm" not in [step.operation for step in again.steps]

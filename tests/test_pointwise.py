@@ -83,17 +83,17 @@ def layers(draw):
         operations.append((name, *operands))
         return len(kinds) + len(operations) - 1
 
-    def affine(v, shift=None):
-        scaled = append("mul", *((v, constant()) if draw(st.booleans()) else (constant(), v)))
-        return append(
-            "add", *((scaled, constant()) if draw(st.booleans()) else (constant(), scaled))
-        )
+    def with_constant(name, v):
+        return append(name, *((v, constant()) if draw(st.booleans()) else (constant(), v)))
+
+    def second(v):
+        return append("add", append("mul", v, constant()), append("mul", 1, constant()))
 
     stages = {
         "scale": lambda v: append("mul", v, constant()),
-        "second": lambda v: append("add", append("mul", v, constant()), append("mul", 1, constant())),
+        "second": second,
         "before": lambda v: append("add", v, 2),
-        "affine": affine,
+        "affine": lambda v: with_constant("add", with_constant("mul", v)),
         "after": lambda v: append("add", v, draw(st.sampled_from((2, 3)))),
         "lines": lambda v: append(
             "add", append("prelu", append("sub", v, constant()), constant()), constant()

@@ -52,8 +52,9 @@ from tinybnn.kernels.xnor import xnor_matmul
 #
 # ($\varepsilon$ keeps the division defined where the variance is 0.) The numbers are fixed, so the
 # package computes $\alpha = \gamma / \sqrt{\sigma^2 + \varepsilon}$ once, and the norm as
-# $\alpha s + (\beta - \mu \alpha)$. Take $\mu = 1$, $\sigma^2 = 4$, $\gamma = 0.5$, $\beta = 0.6$. For $s = 2$ the norm is about $(2 - 1) / 2 \cdot 0.5 + 0.6 = 0.85$, so the sign is
-# +1. For all sums:
+# $\alpha s + (\beta - \mu \alpha)$. Take $\mu = 1$, $\sigma^2 = 4$, $\gamma = 0.5$, $\beta = 0.6$.
+# For $s = 2$ the norm is about $(2 - 1) / 2 \cdot 0.5 + 0.6 = 0.85$, so the sign is +1. For all
+# sums:
 
 # %%
 mean, var, gamma, beta = np.float32([[1], [4], [0.5], [0.6]])  # one channel: arrays (1,)
@@ -228,7 +229,8 @@ assert ((norm(everywhere, *one) >= 0) != by_formula(everywhere, *one)).sum() == 
 # Can it change more than once, with all that rounding? No. Multiplying by a constant and adding one
 # together either keep the order of all numbers or reverse it, and rounding never reverses it. Two
 # neighbours may become equal, but they cannot change places. So the sign changes once or never, and
-# all that is left of batch norm and sign is an integer $t$ and a bit $f$ (*flipped*) for each channel:
+# all that is left of batch norm and sign is an integer $t$ and a bit $f$ (*flipped*) for each
+# channel:
 #
 # $$\text{bit} = [\, s \ge t \,] \oplus f$$
 #

@@ -177,8 +177,8 @@ for task in packed_residual.tasks:
 #
 # What follows the product is a list of elementwise operations. It could be compiled for each
 # network, but that takes seconds. Instead, the list is *data* for a small virtual machine, which
-# one compiled kernel implements: it has one accumulator, $v$, a block of 64 or 128 contiguous numbers
-# in registers, and each instruction applies one operation to it.
+# one compiled kernel implements: it has one accumulator, $v$, a block of 64 or 128 contiguous
+# numbers in registers, and each instruction applies one operation to it.
 #
 # `pointwise.prepare` translates the list. Values are numbered: inputs first, then the result of
 # each operation. An operand is the number of a value or a constant. This is the program of the
@@ -216,8 +216,9 @@ program = pointwise.prepare(*arguments)
 print(program.code)
 
 # %% [markdown]
-# Each row is an instruction, a source and a number in that source. Operations that often follow each
-# other with constants of channels are one instruction, which reads consecutive constants. In words:
+# Each row is an instruction, a source and a number in that source. Operations that often follow
+# each other with constants of channels are one instruction, which reads consecutive constants. In
+# words:
 
 # %%
 names = [f"{name} of the channel" for name in constants]  # as the operations use them

@@ -338,13 +338,9 @@ class _Translator:
             _, left, right = operation
             if name in ("mul", "add") and isinstance(right, int):
                 left, right = right, left
-            if (
-                isinstance(right, int)
-                or not isinstance(left, int)
-                or not self.is_of_channels(right)
-            ):
-                return None
-            if constants and self.uses[value] != 1:
+            is_read_once = not constants or self.uses[value] == 1
+            is_step = isinstance(left, int) and not isinstance(right, int) and is_read_once
+            if not is_step or not self.is_of_channels(right):
                 return None
             constants.insert(0, right)
             value = left
@@ -730,9 +726,10 @@ def _in_stages(tables, first, end, origins, arrays, masks, mask):
     c, step = first % channels, BLOCK % channels
     p = first
     while p + BLOCK <= end:
+        v = zeros(BLOCK)
         if sums >= 0:
             v = load_block(integers, p - sums_from)
-        else:
+        if floats >= 0:
             v = load_block(reals, p - floats_from)
         if scale >= 0:
             v = v * load_block(constants, scale * row + c)

@@ -3,8 +3,8 @@
 A vector is a group of *lanes* that one instruction works on: ``words`` are 8 lanes of uint64 (512
 signs), ``integers`` and ``floats`` 16 lanes of int32 and float32, and ``blocks`` 64 or, with
 AVX-512, 128 lanes of float32: half of the CPU's registers, which keeps its adders busy. `zeros` and
-`load_like` create vectors of any width, which LLVM splits into registers. A kernel written with the operations below
-reads like the loop it replaces::
+`load_like` create vectors of any width, which LLVM splits into registers. A kernel written with the
+operations below reads like the loop it replaces::
 
     total = zero_words()
     for k in range(length):
@@ -697,8 +697,8 @@ def _at_most(a, b):
 
 # ------------------------------------------------------------------------------------------- blocks
 
-# A block is a vector of `BLOCK` float32. LLVM splits it into as many registers as the CPU needs, and
-# one line of a kernel becomes several independent instructions.
+# A block is a vector of `BLOCK` float32. LLVM splits it into as many registers as the CPU needs,
+# and one line of a kernel becomes several independent instructions.
 
 
 def load_block(array: Array, index: int) -> NDArray[np.float32]:
