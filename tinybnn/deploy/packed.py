@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import functools
 import math
+import time
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from tinybnn.deploy.runtime import Profile, Workspace, block_size, carry_out
 from tinybnn.deploy.shapes import expect_results, infer
 from tinybnn.kernels.machine.layout import described
 from tinybnn.kernels.machine.threads import count as thread_count
-from tinybnn.kernels.machine.threads import num_threads
+from tinybnn.kernels.machine.threads import num_threads, on_threads
 from tinybnn.kernels.signs import bits, xnor
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 # ------------------------------------------------------------------------------------- the program
 
+_WORTH_A_THREAD = 3e-4  # seconds that a block takes; starting a thread takes a third of it
 _ENOUGH = 64  # numbers whose signs are unlikely to be all +1 by chance
 
 
@@ -127,7 +129,9 @@ class PackedModel:
     calls: int
     info: dict[str, Any]
     version: int = VERSION
-    _DERIVED = ("_values", "tasks", "_block", "output_shape", "_free", "_range_is_known")
+    _DERIVED = (
+        "_values", "tasks", "_block", "output_shape", "_free", "_range_is_known", "_block_seconds",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -144,6 +148,7 @@ class PackedModel:
         self.info = dict(info or {})
         self._free = []  # workspaces that no call is using
         self._range_is_known = False  # whether the range of an input was checked
+        self._block_seconds = 0.0  # that the last block took
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without plans and their memory, which a copy or unpickled model recreates."""
@@ -292,13 +297,32 @@ class PackedModel:
             out = np.empty(shape, np.float32)
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.writeable:
             raise ValueError(f"predict: out must be float32 of shape {shape}, got {described(out)}")
+
+        def predict(start):
+            # Copy the result within the loop: afterwards another call may use its memory.
+            for step, result in self.run_plan(x[start : start + batch_size], packs=packs):
+                if step is self.steps[-1]:
+                    out[start : start + batch_size] = result
+
+        starts = range(0, len(x), batch_size)
         with num_threads(threads):
-            for start in range(0, len(x), batch_size):
-                # Copy the result within the loop: afterwards another call may use its memory.
-                for step, result in self.run_plan(x[start : start + batch_size], packs=packs):
-                    if step is self.steps[-1]:
-                        out[start : start + batch_size] = result
+            spread = self._blocks_to_spread(len(x) // batch_size)
+            on_threads(predict, starts[:spread])
+            for start in starts[spread:]:
+                began = time.perf_counter()
+                predict(start)
+                self._block_seconds = time.perf_counter() - began
         return out
+
+    def _blocks_to_spread(self, blocks):
+        """The number of blocks to compute at the same time, one per thread.
+
+        Threads that have a block each need not wait for one another after each kernel. This pays if
+        the last block took longer than starting a thread does.
+        """
+        if self._block_seconds < _WORTH_A_THREAD:
+            return 0
+        return blocks // thread_count() * thread_count() if thread_count() > 1 else 0
 
     @functools.cached_property
     def output_shape(self) -> Shape:
