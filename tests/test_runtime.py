@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinybnn import deploy, models, nn
+from tinybnn.deploy import runtime
 from tinybnn.deploy.plan import Buffer, Task
 from tinybnn.deploy.runtime import Workspace, block_size
 from tinybnn.kernels.machine import threads
@@ -293,14 +294,13 @@ def test_blocks_on_one_thread(two_threads, monkeypatch):
 
 def test_an_error_in_one_block(two_threads, monkeypatch):
     packed = deploy.compile(nn.Sequential(nn.BinaryLinear(9, 3)).eval(), (9,))
-    run = packed.run_plan
 
-    def fails(x, **settings):
+    def fails(tasks, workspace, x, packs):
         if x[0, 0] == 7:
             raise MemoryError("in a block")
-        return run(x, **settings)
+        return runtime.last_results(tasks, workspace, x, packs)
 
-    monkeypatch.setattr(packed, "run_plan", fails)
+    monkeypatch.setattr("tinybnn.deploy.packed.last_results", fails)
     x = images(8, 9)
     for at in (0, 6):
         x[at, 0], packed._block_seconds = 7, 1.0

@@ -24,7 +24,7 @@ from tinybnn import storage, tables
 from tinybnn.datasets import check_brightness
 from tinybnn.deploy.operations import OPERATIONS, ToFloat, Unpack, UnpackFlattened
 from tinybnn.deploy.plan import make_plan
-from tinybnn.deploy.runtime import Profile, Workspace, block_size, carry_out
+from tinybnn.deploy.runtime import Profile, Workspace, block_size, carry_out, last_results
 from tinybnn.deploy.shapes import expect_results, infer
 from tinybnn.kernels.machine.layout import described
 from tinybnn.kernels.machine.threads import count as thread_count
@@ -299,10 +299,11 @@ class PackedModel:
             raise ValueError(f"predict: out must be float32 of shape {shape}, got {described(out)}")
 
         def predict(start):
-            # Copy the result within the loop: afterwards another call may use its memory.
-            for step, result in self.run_plan(x[start : start + batch_size], packs=packs):
-                if step is self.steps[-1]:
-                    out[start : start + batch_size] = result
+            part = x[start : start + batch_size]
+            workspace = self._workspace(len(part))
+            *_, result = last_results(self.tasks, workspace, part, packs)
+            out[start : start + batch_size] = result
+            self._free.append(workspace)  # after copying: now another call may use its memory
 
         starts = range(0, len(x), batch_size)
         with num_threads(threads):
