@@ -84,46 +84,6 @@ _REFERENCE = {
 }  # fmt: skip
 
 
-class Program(NamedTuple):
-    """Instructions and constants; made by `prepare`.
-
-    Attributes
-    ----------
-    shape : (H, W, C) or (C,)
-        Shape of a sample.
-    code : (n, 3) int64
-        Instruction, source, number of the operand in its source. For SAVE, STORE and PACK the
-        number is that of the slot or output, and the source of PACK is the constant of channels
-        that numbers are compared with. For AFFINE and TWO_LINES the number is that of the first of
-        two or three constants.
-    by_channel : (..., C + BLOCK) float32
-        One row per constant, repeated periodically, so that a block can be loaded from any channel
-        on.
-    by_image : (..., H * W * C + BLOCK) float32
-        One row per constant that differs between pixels.
-    slots : int
-        Saved values.
-    inputs : tuple of str
-        Kind of each input: "floats", "sums" or "pixels".
-    outputs : tuple of str
-        Kind of each output: "floats" or "bits".
-    """
-
-    shape: Shape
-    code: np.ndarray
-    by_channel: np.ndarray
-    by_image: np.ndarray
-    slots: int
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    @property
-    def tables(self) -> tuple[Any, ...]:
-        """The tables that the kernel reads."""
-        image, stages = math.prod(self.shape), _stages_of(self.code) or _NO_STAGES
-        return self.code, self.by_channel, self.by_image, self.shape[-1], image, self.slots, stages
-
-
 class _Stages(NamedTuple):
     """The stages of a binary layer, in their order; each a number, or -1 if it is absent.
 
@@ -166,8 +126,54 @@ class _Stages(NamedTuple):
 _NO_STAGES = _Stages()
 
 
-def _stages_of(code: NDArray[np.int64]) -> _Stages | None:
-    """The stages that instructions consist of, or None if they are others or in another order."""
+class Program(NamedTuple):
+    """Instructions and constants; made by `prepare`.
+
+    Attributes
+    ----------
+    shape : (H, W, C) or (C,)
+        Shape of a sample.
+    code : (n, 3) int64
+        Instruction, source, number of the operand in its source. For SAVE, STORE and PACK the
+        number is that of the slot or output, and the source of PACK is the constant of channels
+        that numbers are compared with. For AFFINE and TWO_LINES the number is that of the first of
+        two or three constants.
+    by_channel : (..., C + BLOCK) float32
+        One row per constant, repeated periodically, so that a block can be loaded from any channel
+        on.
+    by_image : (..., H * W * C + BLOCK) float32
+        One row per constant that differs between pixels.
+    slots : int
+        Saved values.
+    inputs : tuple of str
+        Kind of each input: "floats", "sums" or "pixels".
+    outputs : tuple of str
+        Kind of each output: "floats" or "bits".
+    stages : _Stages
+        All absent, unless the instructions are those of a binary layer.
+    """
+
+    shape: Shape
+    code: np.ndarray
+    by_channel: np.ndarray
+    by_image: np.ndarray
+    slots: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    stages: _Stages
+
+    @property
+    def tables(self) -> tuple[Any, ...]:
+        """The tables that the kernel reads."""
+        image = math.prod(self.shape)
+        return (
+            self.code, self.by_channel, self.by_image, self.shape[-1], image, self.slots,
+            self.stages,
+        )  # fmt: skip
+
+
+def _stages_of(code: NDArray[np.int64]) -> _Stages:
+    """The stages of instructions; all absent if there are others or they have another order."""
     left, found = code.tolist(), {}
 
     def take(stage, *pattern):
@@ -187,7 +193,7 @@ def _stages_of(code: NDArray[np.int64]) -> _Stages | None:
 
     scaling = (MULTIPLY, CHANNELS, None)
     if not (take("sums", (LOAD, SUMS, None)) or take("floats", (LOAD, FLOATS, None))):
-        return None
+        return _NO_STAGES
     take("scale", scaling)
     second = (SAVE, SLOT, 0), (LOAD, SUMS, None), scaling, (ADD, SLOT, 0)
     take("more_sums more_scale", *second)
@@ -198,7 +204,7 @@ def _stages_of(code: NDArray[np.int64]) -> _Stages | None:
     take("out", (STORE, 0, None))
     take("limit", (PACK, None, 0)) and take("more_limit", (PACK, None, 1))
     take("out", (STORE, 0, None)) if "out" not in found else None
-    return None if left else _Stages(**found)
+    return _NO_STAGES if left else _Stages(**found)
 
 
 def prepare(
@@ -296,7 +302,7 @@ class _Translator:
         return Program(
             self.shape, code, _periodic(self.by_channel, channels),
             _periodic(self.by_image, image), self.slots, self.inputs,
-            tuple(kind for kind, _ in self.outputs),
+            tuple(kind for kind, _ in self.outputs), _stages_of(code),
         )  # fmt: skip
 
     def count_uses(self):
