@@ -129,23 +129,82 @@ def test_a_program_equals_its_operations_one_by_one(drawn):
     assert all(same(a, b) for a, b in zip(result, expected, strict=True))
 
 
-def test_the_usual_layer_that_is_interpreted():
-    """Its program consists of stages; with one more operation it does not."""
-    a = np.ones(64, np.float32)
-    operations = [
-        ("mul", 0, a), ("mul", 1, a), ("add", 3, 4), ("add", 5, 2), ("mul", 6, a), ("add", 7, a),
-        ("add", 8, 2), ("sub", 9, a), ("prelu", 10, a), ("add", 11, a), ("sub", 12, a),
-        ("sub", 12, -a),
-    ]  # fmt: skip
-    outputs = ("floats", 12), ("bits", 13), ("bits", 14)
-    program = pointwise.prepare((64,), ("sums", "sums", "floats"), operations, outputs)
+def layer(channels, names):
+    """(arguments of prepare, inputs): the named stages of a binary layer, one after the other."""
+    rng = np.random.default_rng(channels)
+
+    def constant():
+        return rng.integers(-9, 10, channels).astype(np.float32) / 4
+
+    operations, value = [], 0
+
+    def append(name, *operands):
+        operations.append((name, *operands))
+        return 3 + len(operations)  # after four inputs
+
+    outputs = []
+    for name in names:
+        if name == "scale":
+            value = append("mul", value, constant())
+        elif name == "second":
+            value = append("add", value, append("mul", 1, constant()))
+        elif name == "affine":
+            value = append("add", append("mul", value, constant()), constant())
+        elif name in ("before", "after"):
+            value = append("add", value, 2 if name == "before" else 3)
+        elif name == "lines":
+            value = append("prelu", append("sub", value, constant()), constant())
+            value = append("add", value, constant())
+        elif name == "floats":
+            outputs.append(("floats", value))
+        else:
+            outputs.append(("bits", append("sub", value, constant())))
+    inputs = [rng.integers(-9, 10, (2, 7, 9, channels), dtype=np.int32) for _ in range(2)]
+    inputs += [rng.normal(size=(2, 7, 9, channels)).astype(np.float32) for _ in range(2)]
+    return ((7, 9, channels), ("sums", "sums", "floats", "floats"), operations, outputs), inputs
+
+
+USUAL = ["scale", "second", "before", "affine", "after", "lines", "floats", "bits", "bits"]
+
+
+def run_both_ways(arguments, inputs):
+    program = pointwise.prepare(*arguments)
+    result, expected = pointwise.run(program, inputs), pointwise.run_reference(arguments, inputs)
+    assert all(same(a, b) for a, b in zip(result, expected, strict=True))
+    return program
+
+
+@pytest.mark.parametrize("channels", [1, 32, 40, 64, 96, 128, 130])
+def test_the_usual_layer_that_is_interpreted(channels):
+    """Its program consists of stages; they give the same floats and bits."""
+    program = run_both_ways(*layer(channels, USUAL))
     assert min(program.stages._replace(floats=0)) >= 0
-    *_, row = (program.by_channel.reshape(-1, 64 + pointwise.BLOCK)[:, 0]).tolist()
-    assert row == -1  # the second comparison, in place of a subtraction
-    more = pointwise.prepare(
-        (64,), ("sums", "sums", "floats"), [*operations, ("abs", 12)], (("floats", 15),)
-    )
-    assert max(more.stages) == -1
+    assert len(program.code) == 13
+    assert max(pointwise.prepare((9,), ["sums"], [("abs", 0)], [("floats", 1)]).stages) == -1
+
+
+@pytest.mark.parametrize("i", range(len(USUAL) - 1))
+def test_stages_in_another_order(i):
+    names = [*USUAL]
+    names[i], names[i + 1] = names[i + 1], names[i]
+    run_both_ways(*layer(64, names))
+    run_both_ways(*layer(64, [*USUAL[:6], USUAL[min(i, 6)], *USUAL[6:]]))  # one stage twice
+
+
+@pytest.mark.parametrize("i", range(len(USUAL) - 3))
+def test_stages_that_are_left_out(i):
+    program = run_both_ways(*layer(64, USUAL[:i] + USUAL[i + 1 :]))
+    assert program.stages.sums == 0
+    run_both_ways(*layer(64, [*USUAL[:i], *USUAL[6:]]))
+
+
+@pytest.mark.parametrize("at", range(4, 10))
+def test_a_value_inside_of_a_joined_chain(at):
+    """mul, add, sub, prelu, add and sub, of which each result is an output as well."""
+    (shape, kinds, operations, outputs), inputs = layer(64, ["affine", "lines", "bits"])
+    assert len(operations) == 6
+    for kind in ("floats", "bits"):
+        run_both_ways((shape, kinds, operations, [*outputs, (kind, at)]), inputs)
 
 
 @pytest.mark.parametrize("limit", [np.inf, -np.inf, np.nan])
