@@ -526,7 +526,7 @@ def test_the_table_says_what_becomes_of_each_layer():
     assert "REFUSED (1), REFUSED (2)" in rows[2] and rows[3].split()[:3] == [
         "1.norm",
         "(BatchNorm2d)",
-        "batch_norm",
+        "affine",
     ]
     assert "4. layer 7 (Custom): LogSoftmax has no packed form: leave it out" in text
     model = nn.Sequential(

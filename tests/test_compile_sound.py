@@ -270,13 +270,22 @@ def test_a_shape_without_elements_is_refused(shape):
 
 def test_double_precision_is_refused_by_the_name_of_its_layer():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    model[1].running_var = model[1].running_var.astype(np.float64)
-    with pytest.raises(deploy.CompileError, match=r"1 \(BatchNorm1d\).*float"):
+    model[1].weight.data = model[1].weight.data.astype(np.float64)
+    with pytest.raises(deploy.CompileError, match=r"1\.weight is float64"):
         deploy.compile(model, (4,))
     refused(lambda model, x: x * np.ones(FEATURES), "computes in float64")
 
 
 # ----------------------------------------------------------------------------- only what runs
+
+
+def test_statistics_in_double_precision_that_are_rounded_twice():
+    """The constants of a batch norm are rounded to float32 once, whatever its statistics are."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    model[1].running_mean = np.float64([0.1, -0.3, 7.7, 1e-9])
+    model[1].running_var = np.float64([0.1, 1 / 3, 7.7, 1e9])
+    packed = deploy.compile(model, (4,))
+    assert deploy.verify(model, packed, np.random.default_rng(0).normal(size=(9, 4)).astype("f4"))
 
 
 @given(st.data())
@@ -374,7 +383,7 @@ def test_settings_that_json_cannot_hold_come_back_from_a_file(tmp_path):
     ]  # fmt: skip
     loaded.save(tmp_path / "again.npz")
     assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "model.npz").read_bytes()
-    assert storage.load(tmp_path / "model.npz", kind="packed-model", version=2)
+    assert storage.load(tmp_path / "model.npz", kind="packed-model", version=3)
 
 
 # --------------------------------------------------------------------------------- thresholds

@@ -1168,7 +1168,7 @@ def test_a_copy_of_a_packed_model_has_memory_of_its_own(duplicate):
     packed = fresh()
     expected = packed.predict(x)
     other = duplicate(packed)
-    used = {"_free", "_range_is_known"}
+    used = {"_free", "_range_is_known", "_block_seconds"}
     assert vars(other).keys() == {"input_shape", "steps", "calls", "info", *used}
     assert other._free == [] and packed._free != []
     assert content(other.predict(x[::-1])) == content(expected[::-1])

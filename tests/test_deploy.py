@@ -314,9 +314,9 @@ def cnn(**settings):
 def test_binary_layers_run_on_bits_without_a_float_between(padding_mode):
     packed = deploy.compile(cnn(padding_mode=padding_mode), (1, 8, 8))
     assert [s.operation for s in packed.steps] == [
-        "conv2d", "add", "batch_norm",
+        "conv2d", "add", "affine",
         "pack", "xnor_conv2d", "threshold", "max_pool_bits", "flatten_bits", "xnor_linear",
-        "to_float", "batch_norm",
+        "to_float", "affine",
     ]  # fmt: skip
 
 
@@ -324,7 +324,7 @@ def test_the_plan_writes_no_sums_of_layers_that_end_in_signs():
     packed = deploy.compile(cnn(), (1, 8, 8))
     x = inputs(np.random.default_rng(0), 2, (1, 8, 8))
     assert [step.operation for step, _ in packed.run_plan(x)] == [
-        "pack", "threshold", "max_pool_bits", "flatten_bits", "batch_norm",
+        "pack", "threshold", "max_pool_bits", "flatten_bits", "affine",
     ]  # fmt: skip
 
 
@@ -358,7 +358,7 @@ def test_packed_bytes_are_the_bits_that_the_weights_have():
     packed = deploy.compile(randomize(cnn(), np.random.default_rng(0)), (1, 8, 8))
     stored = {f"{i}.{n}": a for i, s in enumerate(packed.steps) for n, a in s.arrays.items()}
     weight_bytes = 70 * 9 * 1 + 10 * 9 * 9  # 8 bits a tap; 70 bits a pixel take 9 bytes
-    floats = 4 * (8 * 9 + 8 + 4 * 8 + 4 * 10)
+    floats = 4 * (8 * 9 + 8 + 2 * 8 + 2 * 10)
     thresholds = 70 * (1 + 1 + 1)  # int8, flip, minimum
     assert packed.nbytes == weight_bytes + floats + thresholds
     assert len(stored) == sum(len(s.arrays) for s in packed.steps)
@@ -540,7 +540,7 @@ def test_the_sign_of_signs_is_no_step():
     model = nn.Sequential(*first, *second)
     packed = deploy.compile(randomize(model, rng).eval(), (20,))
     assert [s.operation for s in packed.steps] == [
-        "pack", "xnor_linear", "threshold", "xnor_linear", "to_float", "batch_norm",
+        "pack", "xnor_linear", "threshold", "xnor_linear", "to_float", "affine",
     ]  # fmt: skip
     deploy.verify(model, packed, inputs(rng, 5, (20,)))
     ending = nn.Sequential(*first, nn.Quantize("approx_sign"))

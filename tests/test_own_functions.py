@@ -252,7 +252,7 @@ def test_a_sign_is_a_sign_to_the_compiler(name):
     assert np.any(model.conv.weight.grad.data)
     packed = deploy.compile(model, (4, 5, 5))
     steps = [step.operation for step in packed.steps]
-    assert steps == ["batch_norm", "pack", "xnor_conv2d", "threshold", "flatten_bits",
+    assert steps == ["affine", "pack", "xnor_conv2d", "threshold", "flatten_bits",
                      "xnor_linear", "to_float", "add"]  # fmt: skip
     with no_grad():
         assert_identical(packed.predict(images()), model.eval()(Tensor(images())).data)

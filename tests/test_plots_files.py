@@ -52,7 +52,7 @@ def test_a_byte_that_is_drawn_as_something_else(tmp_path, network):
     kinds = np.array([KINDS.get(color, "frame") for color in colors[: len(content)]])
     with zipfile.ZipFile(path) as file:
         zipped = {info.filename.removesuffix(".npy"): info for info in file.infolist()}
-    arrays, metadata = storage.load(path, kind="packed-model", version=2)
+    arrays, metadata = storage.load(path, kind="packed-model", version=3)
     signs = {key for step in metadata["steps"] for name, key in step["arrays"].items()
              if name in step["bits"]}  # fmt: skip
     expected = {"signs": 0, "floats": 0}

@@ -52,6 +52,66 @@ def programs(draw):
     return (shape, kinds, operations, outputs), inputs
 
 
+@st.composite
+def layers(draw):
+    """(arguments of prepare, inputs): the stages of a binary layer, each there or not, and others.
+
+    A stage that comes twice or in another place is left to the interpreter.
+    """
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    channels = draw(st.sampled_from((1, 10, 32, 63, 64, 65, 96, 128, 192)))
+    shape = draw(
+        st.sampled_from(((channels,), (2, 3, channels), (5, 1, channels), (7, 9, channels)))
+    )
+    samples = draw(st.integers(1, 3))
+
+    def constant():
+        numbers = rng.integers(-9, 10, channels).astype(np.float32) / 4
+        special = rng.random(channels) < draw(st.sampled_from((0, 0, 0.1)))
+        return np.where(special, rng.choice(SPECIAL, channels), numbers).astype(np.float32)
+
+    kinds = ["sums" if draw(st.booleans()) else "floats", "sums", "floats", "floats"]
+    inputs = [
+        rng.integers(-20, 21, (samples, *shape), dtype=np.int32)
+        if kind == "sums"
+        else rng.choice(np.append(SPECIAL, np.arange(-3, 3)), (samples, *shape)).astype(np.float32)
+        for kind in kinds
+    ]
+    operations = []
+
+    def append(name, *operands):
+        operations.append((name, *operands))
+        return len(kinds) + len(operations) - 1
+
+    def with_constant(name, v):
+        return append(name, *((v, constant()) if draw(st.booleans()) else (constant(), v)))
+
+    def second(v):
+        return append("add", append("mul", v, constant()), append("mul", 1, constant()))
+
+    stages = {
+        "scale": lambda v: append("mul", v, constant()),
+        "second": second,
+        "before": lambda v: append("add", v, 2),
+        "affine": lambda v: with_constant("add", with_constant("mul", v)),
+        "after": lambda v: append("add", v, draw(st.sampled_from((2, 3)))),
+        "lines": lambda v: append(
+            "add", append("prelu", append("sub", v, constant()), constant()), constant()
+        ),
+    }  # fmt: skip
+    names = [name for name in stages if draw(st.booleans())]
+    if draw(st.integers(0, 3)) == 0:
+        names.insert(draw(st.integers(0, len(names))), draw(st.sampled_from(sorted(stages))))
+    values = [0]
+    for name in names:
+        values.append(stages[name](values[-1]))
+    last = values[-1] if draw(st.integers(0, 3)) else draw(st.sampled_from(values))
+    outputs = [("floats", values[-1])] * draw(st.booleans())
+    for _ in range(draw(st.integers(not outputs, 2))):
+        outputs.append(("bits", append("sub", last, constant()) if draw(st.booleans()) else last))
+    return (shape, kinds, operations, draw(st.permutations(outputs))), inputs
+
+
 def same(a, b):
     """Equal bits, NaN equal to NaN."""
     if a.dtype != b.dtype or a.shape != b.shape:
@@ -61,12 +121,101 @@ def same(a, b):
     )
 
 
-@given(programs())
+@given(st.one_of(programs(), layers()))
 def test_a_program_equals_its_operations_one_by_one(drawn):
     arguments, inputs = drawn
     result = pointwise.run(pointwise.prepare(*arguments), inputs)
     expected = pointwise.run_reference(arguments, inputs)
     assert all(same(a, b) for a, b in zip(result, expected, strict=True))
+
+
+def layer(channels, names):
+    """(arguments of prepare, inputs): the named stages of a binary layer, one after the other."""
+    rng = np.random.default_rng(channels)
+
+    def constant():
+        return rng.integers(-9, 10, channels).astype(np.float32) / 4
+
+    operations, value = [], 0
+
+    def append(name, *operands):
+        operations.append((name, *operands))
+        return 3 + len(operations)  # after four inputs
+
+    outputs = []
+    for name in names:
+        if name == "scale":
+            value = append("mul", value, constant())
+        elif name == "second":
+            value = append("add", value, append("mul", 1, constant()))
+        elif name == "affine":
+            value = append("add", append("mul", value, constant()), constant())
+        elif name in ("before", "after"):
+            value = append("add", value, 2 if name == "before" else 3)
+        elif name == "lines":
+            value = append("prelu", append("sub", value, constant()), constant())
+            value = append("add", value, constant())
+        elif name == "floats":
+            outputs.append(("floats", value))
+        else:
+            outputs.append(("bits", append("sub", value, constant())))
+    inputs = [rng.integers(-9, 10, (2, 7, 9, channels), dtype=np.int32) for _ in range(2)]
+    inputs += [rng.normal(size=(2, 7, 9, channels)).astype(np.float32) for _ in range(2)]
+    return ((7, 9, channels), ("sums", "sums", "floats", "floats"), operations, outputs), inputs
+
+
+USUAL = ["scale", "second", "before", "affine", "after", "lines", "floats", "bits", "bits"]
+
+
+def run_both_ways(arguments, inputs):
+    program = pointwise.prepare(*arguments)
+    result, expected = pointwise.run(program, inputs), pointwise.run_reference(arguments, inputs)
+    assert all(same(a, b) for a, b in zip(result, expected, strict=True))
+    return program
+
+
+@pytest.mark.parametrize("channels", [1, 32, 40, 64, 96, 128, 130])
+def test_the_usual_layer_that_is_interpreted(channels):
+    """Its program consists of stages; they give the same floats and bits."""
+    program = run_both_ways(*layer(channels, USUAL))
+    assert min(program.stages._replace(floats=0)) >= 0
+    assert len(program.code) == 13
+    assert max(pointwise.prepare((9,), ["sums"], [("abs", 0)], [("floats", 1)]).stages) == -1
+
+
+@pytest.mark.parametrize("i", range(len(USUAL) - 1))
+def test_stages_in_another_order(i):
+    names = [*USUAL]
+    names[i], names[i + 1] = names[i + 1], names[i]
+    run_both_ways(*layer(64, names))
+    run_both_ways(*layer(64, [*USUAL[:6], USUAL[min(i, 6)], *USUAL[6:]]))  # one stage twice
+
+
+@pytest.mark.parametrize("i", range(len(USUAL) - 3))
+def test_stages_that_are_left_out(i):
+    program = run_both_ways(*layer(64, USUAL[:i] + USUAL[i + 1 :]))
+    # A second product follows a scale, and floats are added before an affine or after one.
+    is_usual = USUAL[i] not in ("scale", "affine")
+    assert (program.stages.sums == 0) == is_usual
+    run_both_ways(*layer(64, [*USUAL[:i], *USUAL[6:]]))
+
+
+@pytest.mark.parametrize("at", range(4, 10))
+def test_a_value_inside_of_a_joined_chain(at):
+    """mul, add, sub, prelu, add and sub, of which each result is an output as well."""
+    (shape, kinds, operations, outputs), inputs = layer(64, ["affine", "lines", "bits"])
+    assert len(operations) == 6
+    for kind in ("floats", "bits"):
+        run_both_ways((shape, kinds, operations, [*outputs, (kind, at)]), inputs)
+
+
+@pytest.mark.parametrize("limit", [np.inf, -np.inf, np.nan])
+def test_a_comparison_with_a_shift_that_is_not_finite(limit):
+    """inf - inf is NaN, whose bit is 0, but inf >= inf."""
+    x = np.float32([[np.inf, -np.inf, np.nan, 0, 1]])
+    arguments = (5,), ("floats",), [("sub", 0, np.full(5, limit, np.float32))], (("bits", 1),)
+    (bits,) = pointwise.run(pointwise.prepare(*arguments), [x])
+    assert bits == (8 + 16 + 1 if limit == -np.inf else 0)
 
 
 def test_division_and_square_root_round_as_numpy():

@@ -185,6 +185,16 @@ LINES = floats(4, 20)
 LABELS = integers(0, 10, 6, dtype=np.int64)
 
 # Name of a function -> a way to call it, the arrays that it reads, and other arguments.
+
+
+def bound_pack(x):
+    """The result of a bound call, whose input is contiguous."""
+    x = layout.for_kernel(x)
+    out = np.zeros((*x.shape[:-1], bits.words_for(x.shape[-1])), np.uint64)
+    bits.bind_pack(x, out)()
+    return out
+
+
 CALLS = {
     "activations.leaky_relu": (activations.leaky_relu, [floats(300)], [0.1]),
     "activations.leaky_relu_gradient": (
@@ -237,6 +247,7 @@ CALLS = {
         float_pooling.avg_unpool2d, [floats(2, 3, 3, 3)], [(5, 5), GEOMETRY],
     ),
     "fused.run": (of_program, [floats(2, 5, 5, 3), floats(2, 5, 5, 3)], []),
+    "bits.bind_pack": (bound_pack, [floats(30, 70)], []),
     "fused.prepare": (of_product, [words(3)], []),
     "input_gradient.conv2d_input_gradient": (
         input_gradient.conv2d_input_gradient, [floats(2, 3, 3, 20), words(20, 3, 3)], [CONVOLUTION],
@@ -248,6 +259,9 @@ CALLS = {
     "normalization.statistics": (normalization.statistics, [floats(30, 20)], [1e-5]),
     "normalization.normalise": (
         normalization.normalise, [floats(30, 20), *(floats(20) for _ in range(4))], [],
+    ),
+    "normalization.affine": (
+        normalization.affine, [floats(30, 20), floats(20), floats(20)], [],
     ),
     "normalization.gradient_sums": (
         normalization.gradient_sums, [floats(30, 20), floats(30, 20), floats(20), floats(20)], [],

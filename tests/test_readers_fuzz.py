@@ -949,12 +949,11 @@ def field(name, value):
         (1, setting("ternary_conv2d", "groups", "x")),
         (1, setting("max_pool_bits", "kernel_size", 1)),
         (1, setting("leaky_relu", "slope", [])),
-        (1, setting("batch_norm", "eps", "x")),
         (2, setting("ones", "shape", [1, 10**5, 10**5])),
         (2, setting("ones", "shape", 3)),
         (2, setting("conv_transpose2d", "image", [3, 10**6, 10**6])),
     ],
-    ids=range(17),
+    ids=range(16),
 )  # fmt: skip
 def test_settings_that_no_layer_has(folder, programs, worker, which, change):
     arrays, metadata = copy.deepcopy(programs[which])

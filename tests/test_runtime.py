@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinybnn import deploy, models, nn
+from tinybnn.deploy import runtime
 from tinybnn.deploy.plan import Buffer, Task
 from tinybnn.deploy.runtime import Workspace, block_size
 from tinybnn.kernels.machine import threads
@@ -258,3 +259,64 @@ def test_plans_follow_the_float_model_in_every_memory_layout():
         expected = model(Tensor(x)).data
     for layout in (x, np.asfortranarray(x), x.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)):
         assert np.array_equal(packed.predict(layout), expected)
+
+
+# ------------------------------------------------------------------------ blocks at the same time
+
+
+@pytest.fixture
+def two_threads():
+    if threads.most() < 2:
+        pytest.skip("needs two threads")
+
+
+def test_blocks_that_are_mixed_up(two_threads):
+    """17 samples in blocks of 2: eight blocks on two threads, and a last one of a single sample."""
+    model = residual_network()
+    packed, x = deploy.compile(model, (3, 8, 8)), images(17, 3, 8, 8)
+    expected = packed.predict(x, batch_size=1, threads=1)
+    for seconds in (0.0, 1.0):
+        packed._block_seconds = seconds  # a block seems fast or slow
+        assert np.array_equal(packed.predict(x, batch_size=2, threads=2), expected)
+
+
+def test_blocks_on_one_thread(two_threads, monkeypatch):
+    """With one thread, few blocks or fast ones, no threads are started."""
+    packed = deploy.compile(nn.Sequential(nn.BinaryLinear(9, 3)).eval(), (9,))
+    seen = []
+    monkeypatch.setattr("tinybnn.deploy.packed.on_threads", lambda f, items: seen.append([*items]))
+    x = images(8, 9)
+    for n, given_threads, seconds in ((8, 1, 1.0), (8, 2, 0.0), (3, 2, 1.0), (8, 2, 1.0)):
+        packed._block_seconds = seconds
+        packed.predict(x[:n], batch_size=2, threads=given_threads)
+    assert seen == [[], [], [], [0, 2, 4, 6]]
+
+
+def test_an_error_in_one_block(two_threads, monkeypatch):
+    packed = deploy.compile(nn.Sequential(nn.BinaryLinear(9, 3)).eval(), (9,))
+
+    def fails(tasks, workspace, x, packs):
+        if x[0, 0] == 7:
+            raise MemoryError("in a block")
+        return runtime.last_results(tasks, workspace, x, packs)
+
+    monkeypatch.setattr("tinybnn.deploy.packed.last_results", fails)
+    x = images(8, 9)
+    for at in (0, 6):
+        x[at, 0], packed._block_seconds = 7, 1.0
+        with pytest.raises(MemoryError, match="in a block"):
+            packed.predict(x, batch_size=2, threads=2)
+        x[at, 0] = 0
+
+
+def test_warnings_that_the_caller_has_silenced(two_threads):
+    """Blocks on other threads have the caller's np.errstate."""
+
+    class Logarithm(nn.Module):
+        def forward(self, x):
+            return x.log()
+
+    packed = deploy.compile(nn.Sequential(Logarithm()).eval(), (9,))
+    packed._block_seconds = 1.0
+    with np.errstate(all="ignore"):
+        assert np.isinf(packed.predict(np.zeros((8, 9), np.float32), 2, threads=2)).all()

@@ -433,3 +433,19 @@ def test_only_one_file_asks_numba_for_threads(file):
     """`threads.count` knows when a process cannot start any."""
     names = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(TREES[file])}
     assert not names & {"get_num_threads", "set_num_threads"}
+
+
+def test_items_that_are_left_out_or_done_twice():
+    if threads.most() < 2:
+        pytest.skip("needs two threads")
+    done, counts = [], []
+
+    def work(item):
+        counts.append(threads.count())
+        done.append(item)
+
+    with threads.num_threads(2):
+        threads.on_threads(work, range(100))
+        threads.on_threads(work, [])
+        assert threads.count() == 2
+    assert sorted(done) == [*range(100)] and set(counts) == {1}

@@ -132,6 +132,14 @@ def test_normalise(batch):
 
 
 @given(batches())
+def test_affine(batch):
+    x, _, (alpha, beta, _, _) = batch
+    before = x.copy()
+    assert_identical(normalization.affine(x, alpha, beta), x * alpha + beta)
+    assert_identical(x, before)
+
+
+@given(batches())
 def test_gradient_sums(batch):
     x, given_, _ = batch
     mean, _, scale = normalization.statistics(x, 1e-5)
@@ -240,11 +248,12 @@ def test_batch_norm_in_evaluation_is_the_rule_bit_for_bit(shape, monkeypatch):
     x, (mean, weight, bias) = channels_last(normal(*shape)), normal(3, shape[1], seed=1)
     var = np.abs(normal(shape[1], seed=2))
     per_channel = (1, -1) + (1,) * (len(shape) - 2)
-    scale = 1.0 / np.sqrt(var + 1e-5)
-    m, s, w, b = (v.reshape(per_channel) for v in (mean, scale, weight, bias))
-    expected = ((x - m) * s) * w + b
+    alpha = (weight / np.sqrt(var + np.float64(1e-5))).astype(np.float32)
+    beta = (bias - mean * np.float64(alpha)).astype(np.float32)
+    alpha, beta = (v.reshape(per_channel) for v in (alpha, beta))
+    expected = x * alpha + beta
     assert_identical(F.batch_norm(x, mean, var, weight, bias), expected)
-    monkeypatch.setattr(normalization, "normalise", fails)
+    monkeypatch.setattr(normalization, "affine", fails)
     apart = np.repeat(x, 2, axis=-1)[..., ::2]
     assert_identical(F.batch_norm(apart, mean, var, weight, bias), expected)
 
@@ -802,6 +811,7 @@ def all_kernels():
     constants = normal(4, 130, seed=2)
     yield from normalization.statistics(x, 1e-5)
     yield normalization.normalise(x, *constants)
+    yield normalization.affine(x, *constants[:2])
     yield from normalization.gradient_sums(given_, x, *constants[:2])
     yield normalization.gradient(given_, x, *constants[[0, 1, 2, 3, 0]])
     image, geometry = x.reshape(10, 15, 20, 130), ((3, 3), (2, 2), (1, 1))

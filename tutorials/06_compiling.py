@@ -50,9 +50,11 @@ from tinybnn.kernels.xnor import xnor_matmul
 # $$\text{norm}(s) = \frac{s - \mu}{\sqrt{\sigma^2 + \varepsilon}}\, \gamma + \beta, \qquad
 # \varepsilon = 0.00001.$$
 #
-# ($\varepsilon$ keeps the division defined where the variance is 0.) Take $\mu = 1$, $\sigma^2 =
-# 4$, $\gamma = 0.5$, $\beta = 0.6$. For $s = 2$ the norm is about $(2 - 1) / 2 \cdot 0.5 + 0.6 =
-# 0.85$, so the sign is +1. For all sums:
+# ($\varepsilon$ keeps the division defined where the variance is 0.) The numbers are fixed, so the
+# package computes $\alpha = \gamma / \sqrt{\sigma^2 + \varepsilon}$ once, and the norm as
+# $\alpha s + (\beta - \mu \alpha)$. Take $\mu = 1$, $\sigma^2 = 4$, $\gamma = 0.5$, $\beta = 0.6$.
+# For $s = 2$ the norm is about $(2 - 1) / 2 \cdot 0.5 + 0.6 = 0.85$, so the sign is +1. For all
+# sums:
 
 # %%
 mean, var, gamma, beta = np.float32([[1], [4], [0.5], [0.6]])  # one channel: arrays (1,)
@@ -198,9 +200,9 @@ assert counts["round parameters"][1] > counts["round parameters"][0] > channels 
 # are multiples of 1/16, as in tests and on hardware that stores them with few bits.
 #
 # More digits do not help, and for round parameters they do harm. There, the true threshold would
-# often be exactly an integer if the small $\varepsilon$ were not added. In float32, $256 + 10^{-5}$
-# *is* 256, so the network computes without $\varepsilon$. In float64, $\varepsilon$ moves the
-# threshold past the integer. Here is one of the random channels:
+# often be exactly an integer if the small $\varepsilon$ were not added. For a variance of 256 the
+# network's $\alpha$ is $\gamma / 16$, rounded to float32, as without $\varepsilon$. In float64,
+# $\varepsilon$ moves the threshold past the integer. Here is one of the random channels:
 
 # %%
 c = np.flatnonzero(~np.isnan(disagreements(means, variances, gammas, betas, largest)))[:1]
@@ -224,11 +226,11 @@ assert ((norm(everywhere, *one) >= 0) != by_formula(everywhere, *one)).sum() == 
 # function. That function has few possible arguments: with $K$ products, a sum is one of $2K + 1$
 # integers. We evaluate it at all of them, and read off where the sign changes.
 #
-# Can it change more than once, with all that rounding? No. Subtracting a constant, dividing by a
-# positive one, multiplying by one and adding one together either keep the order of all numbers or
-# reverse it, and rounding never reverses it. Two neighbours may become equal, but they cannot
-# change places. So the sign changes once or never, and all that is left of batch norm and sign is
-# an integer $t$ and a bit $f$ (*flipped*) for each channel:
+# Can it change more than once, with all that rounding? No. Multiplying by a constant and adding one
+# together either keep the order of all numbers or reverse it, and rounding never reverses it. Two
+# neighbours may become equal, but they cannot change places. So the sign changes once or never, and
+# all that is left of batch norm and sign is an integer $t$ and a bit $f$ (*flipped*) for each
+# channel:
 #
 # $$\text{bit} = [\, s \ge t \,] \oplus f$$
 #
@@ -436,9 +438,9 @@ from tinybnn import course  # noqa: E402
 course.show("06")
 
 # %% [markdown]
-# Your `normalized` divides by $\sqrt{\sigma^2 + \varepsilon}$; the package multiplies by its
-# reciprocal. The two round differently, so one channel in many thousands has another threshold.
-# Each `fold` is right for its own network.
+# Your `normalized` subtracts $\mu$ and divides by $\sqrt{\sigma^2 + \varepsilon}$; the package
+# multiplies by $\alpha$ and adds $\beta - \mu \alpha$. The two round differently, so one channel in
+# many thousands has another threshold. Each `fold` is right for its own network.
 #
 # Think about:
 #

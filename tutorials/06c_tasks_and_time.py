@@ -37,6 +37,7 @@ import numpy as np
 import tinybnn as tb
 from tinybnn import datasets, deploy, models, nn, optim, plots, training
 from tinybnn import functional as F
+from tinybnn.functional.normalization import affine_constants
 from tinybnn.kernels import xnor
 from tinybnn.kernels.bits import pack, words_for
 from tinybnn.kernels.floats import fused, pointwise
@@ -167,7 +168,7 @@ for task in packed_residual.tasks:
 # %% [markdown]
 # Look at the second task. It begins with the product of the first block, ends with the bits that
 # the second block's convolution reads, and gives two results: these bits, and the floats that the
-# second block will add. `to_float`, `batch_norm`, `add` (the residual), `sub`, `prelu`, `add`
+# second block will add. `to_float`, `affine`, `add` (the residual), `sub`, `prelu`, `add`
 # (RPReLU), `sub`, `pack` (RSign) are eight steps. In NumPy, each of them reads and writes the whole
 # layer.
 
@@ -176,72 +177,71 @@ for task in packed_residual.tasks:
 #
 # What follows the product is a list of elementwise operations. It could be compiled for each
 # network, but that takes seconds. Instead, the list is *data* for a small virtual machine, which
-# one compiled kernel implements: it has one accumulator, $v$, a block of 128 contiguous numbers in
-# registers, and each instruction applies one operation to it.
+# one compiled kernel implements: it has one accumulator, $v$, a block of 64 or 128 contiguous
+# numbers in registers, and each instruction applies one operation to it.
 #
 # `pointwise.prepare` translates the list. Values are numbered: inputs first, then the result of
 # each operation. An operand is the number of a value or a constant. This is the program of the
-# second task:
+# second task, in which batch norm with fixed statistics is $\alpha v + \beta'$:
 
 # %%
 block, following = residual[2], residual[3]
 norm, act = block.norm, block.act
+alpha, beta = affine_constants(
+    norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var, norm.eps
+)
 constants = {
-    "mean": norm.running_mean,
-    "scale": np.float32(1) / np.sqrt(norm.running_var + norm.eps),
-    "gamma": norm.weight.data,
-    "beta": norm.bias.data,
+    "alpha": alpha,
+    "beta": beta,
     "shift_in": act.shift_in.data,
     "slope": act.weight.data,
     "shift_out": act.shift_out.data,
-    "alpha": following.sign.threshold.data,
+    "threshold": following.sign.threshold.data,
 }
 arguments = (
     (8, 8, 64),  # height, width, channels
     ["sums", "floats"],  # values 0 and 1: the product's sums, and the block's input x
     [
-        ("sub", 0, constants["mean"]),  # value 2
-        ("mul", 2, constants["scale"]),
-        ("mul", 3, constants["gamma"]),
-        ("add", 4, constants["beta"]),
-        ("add", 5, 1),  # the residual
-        ("sub", 6, constants["shift_in"]),
-        ("prelu", 7, constants["slope"]),
-        ("add", 8, constants["shift_out"]),  # value 9: the block's output
-        ("sub", 9, constants["alpha"]),  # value 10
+        ("mul", 0, constants["alpha"]),  # value 2
+        ("add", 2, constants["beta"]),
+        ("add", 3, 1),  # the residual
+        ("sub", 4, constants["shift_in"]),
+        ("prelu", 5, constants["slope"]),
+        ("add", 6, constants["shift_out"]),  # value 7: the block's output
+        ("sub", 7, constants["threshold"]),  # value 8
     ],
-    [("floats", 9), ("bits", 10)],
+    [("floats", 7), ("bits", 8)],
 )
 program = pointwise.prepare(*arguments)
 print(program.code)
 
 # %% [markdown]
-# Each row is an instruction, a source and a number in that source. In words:
+# Each row is an instruction, a source and a number in that source. Operations that often follow
+# each other with constants of channels are one instruction, which reads consecutive constants. In
+# words:
 
 # %%
-WORDS = {
-    pointwise.LOAD: "v = {}",
-    pointwise.ADD: "v = v + {}",
-    pointwise.SUBTRACT: "v = v - {}",
-    pointwise.MULTIPLY: "v = v * {}",
-    pointwise.SLOPE: "v = v where v > 0, else v * {}",
-    pointwise.SAVE: "{} = v",
-    pointwise.STORE: "write v to the float output {}",
-    pointwise.PACK: "write the bits v >= 0 to the bit output {}",
-}
-names = list(constants)  # in the order in which the operations use them
+names = [f"{name} of the channel" for name in constants]  # as the operations use them
+sources = {pointwise.SUMS: "the sums", pointwise.FLOATS: "the block's input"}
 for instruction, source, number in program.code.tolist():
-    operand = {
-        pointwise.CHANNELS: f"{names[number]} of the channel",
-        pointwise.SLOT: f"slot {number}",
-        pointwise.FLOATS: "the block's input",
-        pointwise.SUMS: "the sums",
-    }.get(source)
-    if instruction in (pointwise.STORE, pointwise.PACK):
-        operand = str(number)
-    print(WORDS[instruction].format(operand))
+    if instruction == pointwise.LOAD:
+        print("v =", sources[source])
+    elif instruction == pointwise.ADD:
+        print("v = v +", sources[source])
+    elif instruction == pointwise.AFFINE:
+        print("v = v * {} + {}".format(*names[number:]))
+    elif instruction == pointwise.TWO_LINES:
+        print("v = v - {}; where v <= 0, v * {}; then v + {}".format(*names[number:]))
+    elif instruction == pointwise.STORE:
+        print("write v to the float output", number)
+    elif instruction == pointwise.PACK:
+        print("write the bits v >=", names[source], "to the bit output", number)
 
 # %% [markdown]
+# A subtraction of which only the sign is read has become a comparison: $v - t \ge 0$ if and only if
+# $v \ge t$, since floats that differ have a difference that is not 0. The kernel knows this usual
+# order of instructions and runs it as one loop, without interpreting them one by one.
+#
 # Does this give the same numbers as NumPy, operation by operation, and as the float model? Every
 # instruction rounds as NumPy's operation does, and the compiler behind Numba is not allowed to
 # contract a product and a sum. So we can check with `==`.
@@ -261,15 +261,13 @@ sums = xnor.run(product, words)
 
 def in_numpy(sums, x):
     v = sums.astype(np.float32)
-    v = v - constants["mean"]
-    v = v * constants["scale"]
-    v = v * constants["gamma"]
+    v = v * constants["alpha"]
     v = v + constants["beta"]
     v = v + x
     v = v - constants["shift_in"]
     v = np.where(v > 0, v, v * constants["slope"])
     v = v + constants["shift_out"]
-    return v, pack(v - constants["alpha"])
+    return v, pack(v - constants["threshold"])
 
 
 floats, bits = pointwise.run(program, [sums, x])

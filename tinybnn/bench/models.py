@@ -44,8 +44,11 @@ class Task(NamedTuple):
     ratios: tuple[float, float] | None = None
 
 
-_ONE, _MANY = (5.0, 5.0), (8.0, 8.0)
-MOBILE = (Task(1, 32, 10, ratios=_ONE), Task(64, 32, 10, ratios=_MANY), Task(1, 224, 1000))
+_ONE, _MANY = (8.0, 6.0), (5.0, 3.0)
+MOBILE = (
+    Task(1, 32, 10, ratios=_ONE), Task(64, 32, 10, ratios=_MANY),
+    Task(1, 224, 1000, ratios=(3.0, 3.0)),
+)  # fmt: skip
 QUICK = (Task(1, 32, 10, 0.25, _ONE), Task(4, 32, 10, 0.25, _MANY), Task(1, 128, 10, 0.25))
 
 

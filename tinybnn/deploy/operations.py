@@ -41,6 +41,7 @@ from tinybnn.deploy.values import (
     nhwc,
     pool,
 )
+from tinybnn.functional.normalization import affine_constants, per_channel
 from tinybnn.kernels.signs import bits, pooling, xnor
 from tinybnn.kernels.signs.thresholds import threshold as compare_sums
 
@@ -672,17 +673,52 @@ class PRelu(Operation):
         return ({"weight": call.constant(1)}, {}) if call.results == 1 else None
 
 
-class BatchNorm(Operation):
-    """Batch norm with running statistics, in the float model's order of operations."""
+class Affine(Operation):
+    """alpha x + beta for each channel: batch norm with running statistics."""
 
-    name = "batch_norm"
-    settings, functions = ("eps",), (F.BatchNorm,)
-    arrays = ("weight", "bias", "mean", "var")
+    name = "affine"
+    arrays, functions = ("alpha", "beta"), (F.BatchNorm,)
     is_elementwise = True
 
     @staticmethod
-    def run(x: Array, *, weight: Array, bias: Array, mean: Array, var: Array, eps: float) -> Array:
-        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+    def run(x: Array, *, alpha: Array, beta: Array) -> Array:
+        return x * per_channel(alpha, x) + per_channel(beta, x)
+
+    @staticmethod
+    def shape(x: Value, **arrays: Array) -> Value:
+        for name in Affine.arrays:
+            expect_array(name, arrays[name], "f", x.shape[:1])
+        return x
+
+    @classmethod
+    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        options, weight, bias = call.options, call.constant(1), call.constant(2)
+        if options["mean"] is None:
+            return None
+        if weight is None or bias is None:  # they depend on the model's input
+            return dict.fromkeys(cls.arrays), {}
+        constants = affine_constants(weight, bias, options["mean"], options["var"], options["eps"])
+        return dict(zip(cls.arrays, constants, strict=True)), {}
+
+    @staticmethod
+    def program(
+        emit: Emit, constant: Callable[[ArrayLike], int], operands: Sequence[int], step: Step
+    ) -> int:
+        scaled = emit("mul", *operands, step.arrays["alpha"])
+        return emit("add", scaled, step.arrays["beta"])
+
+
+class BatchNorm(Operation):
+    """Batch norm in files before version 3: ((x - mean) * scale) * weight + bias."""
+
+    name, settings = "batch_norm", ("eps",)
+    arrays = ("weight", "bias", "mean", "var")
+
+    @staticmethod
+    def run(x: Array, *, eps: float, **arrays: Array) -> Array:
+        for name, constant in BatchNorm.stages(arrays, eps):
+            x = OPERATIONS[name].run(x, right=per_channel(constant, x))
+        return x
 
     @staticmethod
     def shape(x: Value, *, eps: float, **arrays: Array) -> Value:
@@ -691,26 +727,21 @@ class BatchNorm(Operation):
             expect_array(name, arrays[name], "f", x.shape[:1])
         return x
 
-    @classmethod
-    def of_call(cls, call: TracedCall) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        options = call.options
-        if options["mean"] is None:
-            return None
-        arrays = {"weight": call.constant(1), "bias": call.constant(2)}
-        arrays |= {"mean": options["mean"], "var": options["var"]}
-        return arrays, {"eps": options["eps"]}
+    @staticmethod
+    def stages(arrays: dict[str, Array], eps: float) -> list[tuple[str, Array]]:
+        """The four operations, each with its constant (C,) float32."""
+        scale = 1.0 / np.sqrt(arrays["var"] + eps)
+        constants = arrays["mean"], scale, arrays["weight"], arrays["bias"]
+        names = "sub", "mul", "mul", "add"
+        return [(n, v.astype(np.float32)) for n, v in zip(names, constants, strict=True)]
 
     @staticmethod
     def program(
         emit: Emit, constant: Callable[[ArrayLike], int], operands: Sequence[int], step: Step
-    ) -> int:  # as functional.BatchNorm computes it
-        (x,), arrays = operands, step.arrays
-        scale = 1.0 / np.sqrt(arrays["var"] + step.settings["eps"])
-        for name, array in (
-            ("sub", arrays["mean"]), ("mul", scale), ("mul", arrays["weight"]),
-            ("add", arrays["bias"]),
-        ):  # fmt: skip
-            x = emit(name, x, array.astype(np.float32))
+    ) -> int:
+        (x,) = operands
+        for name, array in BatchNorm.stages(step.arrays, step.settings["eps"]):
+            x = emit(name, x, array)
         return x
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import functools
 import math
+import time
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,11 @@ from tinybnn import storage, tables
 from tinybnn.datasets import check_brightness
 from tinybnn.deploy.operations import OPERATIONS, ToFloat, Unpack, UnpackFlattened
 from tinybnn.deploy.plan import make_plan
-from tinybnn.deploy.runtime import Profile, Workspace, block_size, carry_out
+from tinybnn.deploy.runtime import Profile, Workspace, block_size, carry_out, last_results
 from tinybnn.deploy.shapes import expect_results, infer
 from tinybnn.kernels.machine.layout import described
 from tinybnn.kernels.machine.threads import count as thread_count
-from tinybnn.kernels.machine.threads import num_threads
+from tinybnn.kernels.machine.threads import num_threads, on_threads
 from tinybnn.kernels.signs import bits, xnor
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 # ------------------------------------------------------------------------------------- the program
 
+_WORTH_A_THREAD = 3e-4  # seconds that a block takes; starting a thread takes a third of it
 _ENOUGH = 64  # numbers whose signs are unlikely to be all +1 by chance
 
 
@@ -114,15 +116,22 @@ class PackedModel:
     info : dict
         Notes that are saved with the model, as JSON values; empty after `deploy.compile`. The
         command line stores ``classes``, ``maximum`` (of a pixel) and ``dataset`` in it.
+    version : int
+        The version of the file format whose operations the program uses. Before version 3, batch
+        norm was ((x - mean) * scale) * weight + bias, now it is alpha x + beta. A model that is
+        loaded from an older file keeps its operations and its results.
     """
 
     KIND: str = "packed-model"
-    VERSION: int = 2
+    VERSION: int = 3
     input_shape: Shape
     steps: list[Step]
     calls: int
     info: dict[str, Any]
-    _DERIVED = ("_values", "tasks", "_block", "output_shape", "_free", "_range_is_known")
+    version: int = VERSION
+    _DERIVED = (
+        "_values", "tasks", "_block", "output_shape", "_free", "_range_is_known", "_block_seconds",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -139,6 +148,7 @@ class PackedModel:
         self.info = dict(info or {})
         self._free = []  # workspaces that no call is using
         self._range_is_known = False  # whether the range of an input was checked
+        self._block_seconds = 0.0  # that the last block took
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without plans and their memory, which a copy or unpickled model recreates."""
@@ -287,13 +297,33 @@ class PackedModel:
             out = np.empty(shape, np.float32)
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.writeable:
             raise ValueError(f"predict: out must be float32 of shape {shape}, got {described(out)}")
+
+        def predict(start):
+            part = x[start : start + batch_size]
+            workspace = self._workspace(len(part))
+            *_, result = last_results(self.tasks, workspace, part, packs)
+            out[start : start + batch_size] = result
+            self._free.append(workspace)  # after copying: now another call may use its memory
+
+        starts = range(0, len(x), batch_size)
         with num_threads(threads):
-            for start in range(0, len(x), batch_size):
-                # Copy the result within the loop: afterwards another call may use its memory.
-                for step, result in self.run_plan(x[start : start + batch_size], packs=packs):
-                    if step is self.steps[-1]:
-                        out[start : start + batch_size] = result
+            spread = self._blocks_to_spread(len(x) // batch_size)
+            on_threads(predict, starts[:spread])
+            for start in starts[spread:]:
+                began = time.perf_counter()
+                predict(start)
+                self._block_seconds = time.perf_counter() - began
         return out
+
+    def _blocks_to_spread(self, blocks):
+        """The number of blocks to compute at the same time, one per thread.
+
+        Threads that have a block each need not wait for one another after each kernel. This pays if
+        the last block took longer than starting a thread does.
+        """
+        if self._block_seconds < _WORTH_A_THREAD:
+            return 0
+        return blocks // thread_count() * thread_count() if thread_count() > 1 else 0
 
     @functools.cached_property
     def output_shape(self) -> Shape:
@@ -491,7 +521,7 @@ class PackedModel:
         for i, step in enumerate(self.steps):
             storage.check_name(step.name, f"the name of step {i}")
         arrays, metadata = self._stored()
-        return storage.save(path, arrays, kind=self.KIND, version=self.VERSION, metadata=metadata)
+        return storage.save(path, arrays, kind=self.KIND, version=self.version, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> PackedModel:
@@ -502,6 +532,7 @@ class PackedModel:
         StorageError
             If the file is damaged, of another kind, or of a newer version.
         """
+        version = storage.read_header(path)["version"]
         arrays, metadata = storage.load(path, kind=cls.KIND, version=cls.VERSION)
         with storage.expecting(path, "packed model"):
             stored = _StoredSigns(arrays)
@@ -514,6 +545,8 @@ class PackedModel:
             expect_results(steps, packed._values, packed.calls)
             _check_info(info, packed.output_shape)
             packed.info = dict(info)
+            # Files of version 1 differ from those of version 2 in form only, not in operations.
+            packed.version = max(2, version)
             return packed
 
     def __repr__(self) -> str:

@@ -202,7 +202,7 @@ class _Planner:
     def region_task(self, members):
         """A pointwise program for a region; None if it has too many inputs or outputs."""
         if [self.steps[i].operation for i in members] == ["pack"]:
-            return None  # bits.pack reads images of any memory layout
+            return None  # bits.pack is faster
         inside, last = set(members), len(self.steps) - 1
         shape = self.values[members[-1]].shape
         read = []  # the program's inputs: (step, kind)
@@ -360,6 +360,8 @@ class _Planner:
         if step.operation == "linear":  # of floats
             weight = for_kernel(step.arrays["weight"].T)
             return self.task(i, lambda x, out: ordered_matmul.bind_ordered_matmul(x, weight, out))
+        if step.operation == "pack" and source not in self.constants:
+            return self.task(i, bits.bind_pack)
         if step.operation == "max_pool_bits":
             return self.task(
                 i, lambda x, out: pooling.bind(x, **step.settings, **step.arrays, out=out)

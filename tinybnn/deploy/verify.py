@@ -42,8 +42,21 @@ def verify(model: Module, packed: PackedModel, x: Array, batch_size: int = 256) 
     Raises
     ------
     AssertionError
-        Names the first layer whose results differ, and the position.
+        Names the first layer whose results differ, and the position. For a model from a file of an
+        older version, asks to compile again.
     """
+    try:
+        return _verify(model, packed, x, batch_size)
+    except DifferentError as error:
+        if packed.version == packed.VERSION:
+            raise
+        raise DifferentError(
+            f"{error}; the packed model is from a file of version {packed.version}, in which batch "
+            "norm was rounded otherwise: compile the model again"
+        ) from None
+
+
+def _verify(model, packed, x, batch_size):
     x = packed.check_input(x)
     compared = 0
     for start in range(0, max(len(x), 1), batch_size):

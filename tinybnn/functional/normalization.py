@@ -26,7 +26,7 @@ from tinybnn.kernels import dispatch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, DTypeLike
 
     from tinybnn.typing import Array, V
 
@@ -36,7 +36,8 @@ class BatchNorm(Function):
 
     If `mean` is None, the statistics are those of the batch (Ioffe and Szegedy 2015, algorithm 1):
     they depend on x, and the gradient has no component along a shift or a change of scale of the
-    batch (section 3). The running statistics are then updated.
+    batch (section 3). The running statistics are then updated. Otherwise the statistics are
+    constants, and the result is alpha x + beta, with the constants of `affine_constants`.
     """
 
     eps: float
@@ -59,7 +60,7 @@ class BatchNorm(Function):
         if not self.from_batch:
             self.mean = mean.astype(x.dtype)
             self.scale = (1.0 / np.sqrt(var + eps)).astype(x.dtype)
-            return _normalised(x, self.mean, self.scale, weight, bias)
+            return _affine_of_channels(x, *affine_constants(weight, bias, mean, var, eps, x.dtype))
         result, self.mean, var, self.scale = _normalised_batch(x, weight, bias, eps)
         if running is not None:
             _move(*running, self.mean, var, x.size // x.shape[1])
@@ -164,6 +165,43 @@ class BatchNormWeight(Function):
         return grad_grad, grad_x
 
 
+def affine_constants(
+    weight: Array, bias: Array, mean: Array, var: Array, eps: float, dtype: DTypeLike = np.float32
+) -> tuple[Array, Array]:
+    """Compute alpha and beta such that batch norm in evaluation is alpha x + beta.
+
+    alpha = weight / sqrt(var + eps) is evaluated in float64 and rounded to `dtype`. Then beta =
+    bias - mean alpha, with the rounded alpha, is evaluated in float64 and rounded to `dtype`; so
+    the rounding of alpha matters for the distance of x from the mean only. The product alpha x and
+    the sum are rounded one after the other, to the dtype of x. Float model and packed model take
+    the constants from here.
+
+    Parameters
+    ----------
+    weight, bias, mean, var : (C,)
+    eps : float
+    dtype : dtype of x
+
+    Returns
+    -------
+    alpha, beta : (C,)
+        Not finite where they exceed the dtype's range.
+    """
+    weight, bias, mean, var = (v.astype(np.float64) for v in (weight, bias, mean, var))
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite beyond the dtype's range
+        alpha = (weight / np.sqrt(var + eps)).astype(dtype)
+        return alpha, (bias - mean * alpha.astype(np.float64)).astype(dtype)
+
+
+def _affine_of_channels(x, alpha, beta):
+    """x * alpha + beta: x (N, C, ...), the others (C,)."""
+    if (result := dispatch.affine(x, alpha, beta)) is not None:
+        return result
+    result = x * per_channel(alpha, x)
+    result += per_channel(beta, x)
+    return result
+
+
 def _normalised(x, mean, scale, weight, bias):
     """(x - mean) * scale * weight + bias: x (N, C, ...), the others (C,)."""
     if (result := dispatch.normalise(x, mean, scale, weight, bias)) is not None:
@@ -225,7 +263,9 @@ def batch_norm(
 ) -> V:
     """Normalize each channel: (x - mean) / sqrt(var + eps) * weight + bias.
 
-    Ioffe and Szegedy 2015, algorithm 1.
+    Ioffe and Szegedy 2015, algorithm 1. With running statistics, in evaluation, it is evaluated as
+    alpha x + beta, where alpha = weight / sqrt(var + eps) and beta = bias - mean alpha are computed
+    in float64 and rounded to the dtype of x.
 
     Parameters
     ----------

@@ -17,7 +17,8 @@ adapted_conv2d       AdaptedConv2d.forward       float32, at least `MUCH` work, 
                                                  of one channel: both sums on bits, and their
                                                  combination in the same pass
 normalise_batch      BatchNorm.forward, training channels-last float32: one pass for two sums
-normalise            BatchNorm.forward, eval     the same, at least 128 numbers: one pass for four
+affine               BatchNorm.forward, eval     the same, at least 128 numbers: one pass for two
+normalise            BatchNorm.line              (the same): one pass for four
 batch_norm_gradients BatchNorm.backward          channels-last float32, the gradient in any order
 two_lines            PReLU, RPReLU, Maxout, ...  channels-last float32, at least `FEW`; others are
 two_lines_gradient   their gradients             computed by the kernel's plain reference, which
@@ -251,6 +252,17 @@ def normalise(x: Array, mean: Array, scale: Array, weight: Array, bias: Array) -
     if not kernels.fits(rows):
         return None
     return layout.image(kernels.normalise(rows, mean, scale, weight, bias), x.shape)
+
+
+def affine(x: Array, alpha: Array, beta: Array) -> Array | None:
+    """Compute x * alpha + beta for each channel of x (N, C, ...) float32; alpha and beta: (C,)."""
+    rows = layout.channel_rows(x)
+    if rows is None:
+        return None
+    kernels = _kernels().normalization
+    if not kernels.fits(rows):
+        return None
+    return layout.image(kernels.affine(rows, alpha, beta), x.shape)
 
 
 def batch_norm_gradients(

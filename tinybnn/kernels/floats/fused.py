@@ -404,13 +404,15 @@ def _lay_out_depthwise(plans, program):
     counts = _even(max([2 * 6 * plan.run for plan in plans]))
     row = _even(max([plan.minus_base.shape[1] // 4 + 16 for plan in plans]))
     extra = MOST_PRODUCERS * padded + counts + row
-    return program.shape[1], extra, padded, counts
+    _, width, channels = program.shape
+    rows = max(1, _CHUNK // (width * channels))
+    return rows * width, extra, padded, counts, rows
 
 
 @kernel(allocates=False)
 def _depthwise(first, end, task, origins, places, strips, plans, sources, program):
     """Compute output rows first to end - 1, numbered across all images."""
-    slots, masks, rest, size, padded_words, counts_words = places
+    slots, masks, rest, size, padded_words, counts_words, rows = places
     base, origins = task * size, origins[task]
     _, integers, words, octets = program.memory
     at = base + rest
@@ -419,28 +421,29 @@ def _depthwise(first, end, task, origins, places, strips, plans, sources, progra
     for k in range(len(strips)):
         plan = plans[k]
         copy(plan.padded, 0, words, at + k * padded_words, len(plan.padded))
-    image = -1
-    for item in range(first, end):
-        out_height, out_width = plans[0].windows.out_height, plans[0].windows.out_width
-        n, oy = item // out_height, item % out_height
+    out_height, out_width = plans[0].windows.out_height, plans[0].windows.out_width
+    numbers = out_width * program.tables[3]  # of a row
+    for start in range(first, end, rows):
+        stop = min(start + rows, end)
         for k in range(len(strips)):
             plan = plans[k]
             padded = words[at + k * padded_words : at + k * padded_words + len(plan.padded)]
-            if n != image:
-                length = plan.windows.height * plan.windows.width * plan.words
-                depthwise.pad_image(plan, sources[k][n * length : (n + 1) * length], padded)
-            counts = words[counts_at : counts_at + 6 * plan.run]
-            row = octets[8 * row_at :]
-            start = oy * plan.windows.row_stride * plan.row_words
-            depthwise.count_agreements(plan, padded, start, counts)
-            depthwise.unpack_counts(plan, counts, plan.row_class[oy], row)
-            # Numbers written behind this strip are overwritten by the next one or the program.
-            depthwise.copy_sums(plan, row, integers, 2 * base + strips[k, 2])
-        image = n
-        start = item * out_width
-        _move(origins, strips, start, program.tables[3], base)
-        stop = start + out_width
-        _apply(program, start, stop, origins, base + slots, base + masks)
+            for item in range(start, stop):
+                n, oy = item // out_height, item % out_height
+                if oy == 0 or item == first:
+                    length = plan.windows.height * plan.windows.width * plan.words
+                    depthwise.pad_image(plan, sources[k][n * length : (n + 1) * length], padded)
+                counts = words[counts_at : counts_at + 6 * plan.run]
+                row = octets[8 * row_at :]
+                row_start = oy * plan.windows.row_stride * plan.row_words
+                depthwise.count_agreements(plan, padded, row_start, counts)
+                depthwise.unpack_counts(plan, counts, plan.row_class[oy], row)
+                # Numbers written behind a row, or behind a strip, are overwritten by the next one
+                # or by the program.
+                to = 2 * base + strips[k, 2] + (item - start) * numbers
+                depthwise.copy_sums(plan, row, integers, to)
+        _move(origins, strips, start * out_width, program.tables[3], base)
+        _apply(program, start * out_width, stop * out_width, origins, base + slots, base + masks)
 
 
 # ---------------------------------------------------------------------------------- binary products

@@ -1,10 +1,10 @@
 """Vector operations for SIMD kernels in plain Python.
 
 A vector is a group of *lanes* that one instruction works on: ``words`` are 8 lanes of uint64 (512
-signs), ``integers`` and ``floats`` 16 lanes of int32 and float32, and ``blocks`` 128 lanes of
-float32, which fill enough registers to keep the CPU's adders busy. `zeros` and `load_like` create
-vectors of any width, which LLVM splits into registers. A kernel written with the operations below
-reads like the loop it replaces::
+signs), ``integers`` and ``floats`` 16 lanes of int32 and float32, and ``blocks`` 64 or, with
+AVX-512, 128 lanes of float32: half of the CPU's registers, which keeps its adders busy. `zeros` and
+`load_like` create vectors of any width, which LLVM splits into registers. A kernel written with the
+operations below reads like the loop it replaces::
 
     total = zero_words()
     for k in range(length):
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
     Tile: TypeAlias = tuple[Array, ...]  # vectors of one width: see `tiles`
 
-WORDS, INTEGERS, FLOATS, BLOCK = 8, 16, 16, 128  # lanes
+WORDS, INTEGERS, FLOATS = 8, 16, 16  # lanes
 
 # --------------------------------------------------------------------------------------------- CPU
 
@@ -92,6 +92,9 @@ def cpu_kind() -> str:
             return name
     return "short vectors"
 
+
+# Lanes of a block. Two blocks, an accumulator and its operand, fit the vector registers.
+BLOCK = 128 if "avx512f" in cpu_features() else 64
 
 # ------------------------------------------------------------------------------ compiled functions
 
@@ -694,12 +697,12 @@ def _at_most(a, b):
 
 # ------------------------------------------------------------------------------------------- blocks
 
-# A block is a vector of 128 float32. LLVM splits it into as many registers as the CPU needs, and
-# one line of a kernel becomes several independent instructions.
+# A block is a vector of `BLOCK` float32. LLVM splits it into as many registers as the CPU needs,
+# and one line of a kernel becomes several independent instructions.
 
 
 def load_block(array: Array, index: int) -> NDArray[np.float32]:
-    """Load the lanes array[index], ..., array[index + 127] of a float32 or int32 array as float32.
+    """Load a block from a float32 or int32 array, array[index] and following, as float32.
 
     Integers are converted exactly below 2**24.
     """
@@ -731,9 +734,11 @@ def square_root(block: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.sqrt(block)
 
 
-def store_signs(words: Words, index: int, block: NDArray[np.float32]) -> None:
-    """Store 128 bits, 1 where a lane is >= 0, to words[index] and words[index + 1]."""
-    words[index : index + BLOCK // 64] = np.packbits(block >= 0, bitorder="little").view("<u8")
+def store_at_least(
+    words: Words, index: int, a: NDArray[np.float32], b: NDArray[np.float32]
+) -> None:
+    """Store a bit for each lane, 1 where ``a`` is >= ``b``, to words[index] and following."""
+    words[index : index + BLOCK // 64] = np.packbits(a >= b, bitorder="little").view("<u8")
 
 
 def _compile_blocks(function, emit):
@@ -790,21 +795,20 @@ def _load_block(array, index):
     return _blocks(array, types.intp), generate
 
 
-@compiles(store_signs)
-def _store_signs(words, index, block):
-    if not (_holds(words, types.uint64) and block == _blocks):
+@compiles(store_at_least)
+def _store_at_least(words, index, a, b):
+    if not (_holds(words, types.uint64) and a == b == _blocks):
         return None
 
     def generate(context, builder, signature, values):
-        array, index_value, lanes = values
-        zero = ir.Constant(lanes.type, [0.0] * BLOCK)
-        mask = builder.bitcast(builder.fcmp_ordered(">=", lanes, zero), ir.IntType(BLOCK))
+        array, index_value, *lanes = values
+        mask = builder.bitcast(builder.fcmp_ordered(">=", *lanes), ir.IntType(BLOCK))
         data = cgutils.create_struct_proxy(words)(context, builder, array).data
         pointer = builder.bitcast(builder.gep(data, [index_value]), mask.type.as_pointer())
         builder.store(mask, pointer, align=8)
         return context.get_dummy_value()
 
-    return types.void(words, types.intp, block), generate
+    return types.void(words, types.intp, a, b), generate
 
 
 def _holds(array, *elements):

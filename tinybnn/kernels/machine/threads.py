@@ -18,14 +18,17 @@ of 75 microseconds was observed to take 12 milliseconds. So training leaves the 
 and runs BLAS on one thread (`one_blas_thread`).
 """
 
+import contextvars
 import ctypes
 import functools
 import importlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import numba
 import threadpoolctl
@@ -156,6 +159,38 @@ def num_threads(n: int | None) -> Iterator[None]:
         yield
     finally:
         numba.set_num_threads(previous)
+
+
+def on_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> None:
+    """Call a function for each item, on `count` Python threads; kernels use one thread in it.
+
+    Raises
+    ------
+    Exception
+        The first one that the function raises, after all threads have ended.
+    """
+    pending, context = iter(items), contextvars.copy_context()  # with the settings of np.errstate
+    lock = threading.Lock()
+
+    def work():
+        with num_threads(1):
+            while True:
+                with lock:
+                    item = next(pending, _END)
+                if item is _END:
+                    return
+                function(item)
+
+    if not items:
+        return
+    with ThreadPoolExecutor(max(1, count() - 1)) as pool:
+        others = [pool.submit(context.copy().run, work) for _ in range(count() - 1)]
+        work()
+    for other in others:
+        other.result()
+
+
+_END = object()
 
 
 @contextmanager

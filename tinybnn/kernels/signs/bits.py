@@ -29,6 +29,8 @@ from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import compiles, element_address, inlined, kernel, subkernel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from tinybnn.typing import Array, Words
@@ -100,6 +102,24 @@ def pack(x: ArrayLike, thresholds: ArrayLike | None = None) -> Words:
             rows = math.prod(lead)
             _pack(in_order.reshape(rows, count), thresholds, words.reshape(rows, words.shape[-1]))
     return words
+
+
+def bind_pack(x: NDArray[np.float32], words: Words) -> Callable[[], None]:
+    """Prepare `pack` for repeated calls on the same arrays.
+
+    Parameters
+    ----------
+    x : (..., K) float32, C-contiguous
+    words : (..., words_for(K)) uint64, C-contiguous
+        The result is written to it.
+
+    Returns
+    -------
+    callable
+        Takes no arguments.
+    """
+    rows, row_words = x.reshape(-1, x.shape[-1]), words.reshape(-1, words.shape[-1])
+    return lambda: _pack(rows, None, row_words)
 
 
 def pack_reference(x: ArrayLike, thresholds: ArrayLike | None = None) -> Words:

@@ -30,7 +30,6 @@ from tinybnn.kernels.machine import parallel, threads
 from tinybnn.kernels.machine.layout import for_kernel
 from tinybnn.kernels.machine.memory import empty, empty_like
 from tinybnn.kernels.machine.simd import (
-    BLOCK,
     FLOATS,
     copy,
     entry,
@@ -51,7 +50,8 @@ _MOST_BLOCKS = 64
 _PER_BLOCK = 1 << 17  # least floats of a block
 _SPEED = 1.3e10  # floats per second on a fast core
 
-_FORWARD, _BACKWARD = range(2)  # steps that a pass over memory can belong to
+_FORWARD, _BACKWARD, _AFFINE = range(3)  # steps that a pass over memory can belong to
+_NUMBERS = 128  # of a wide row at least
 _LANES = 64  # columns at a time, whose sums stay in registers
 _SAMPLE = 16  # rows whose mean approximates the mean of all
 _NO_SCALE = np.empty(0, np.float32)
@@ -62,7 +62,7 @@ def fits(x: NDArray[np.float32]) -> bool:
 
     `forward` and `backward` take any.
     """
-    return x.size >= BLOCK
+    return x.size >= _NUMBERS
 
 
 def statistics(x: NDArray[np.float32], eps: float) -> tuple[NDArray[np.float32], ...]:
@@ -104,6 +104,23 @@ def normalise(
     (M, C) float32
     """
     return _elementwise(_FORWARD, x, x, (mean, scale, weight, bias))
+
+
+def affine(
+    x: NDArray[np.float32], alpha: NDArray[np.float32], beta: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Compute ``x * alpha + beta`` per channel, both operations rounded.
+
+    Parameters
+    ----------
+    x : (M, C) float32, C-contiguous, at least 128 numbers
+    alpha, beta : (C,) float32
+
+    Returns
+    -------
+    (M, C) float32
+    """
+    return _elementwise(_AFFINE, x, x, (alpha, beta))
 
 
 def gradient_sums(
@@ -223,10 +240,10 @@ def _joined(rows, channels):
 
     def wasted(joined):
         width = joined * channels
-        return -(-width // BLOCK) * BLOCK / width
+        return -(-width // _NUMBERS) * _NUMBERS / width
 
-    least = -(-BLOCK // channels)
-    most = max(least, min(rows, 8 * BLOCK // channels))
+    least = -(-_NUMBERS // channels)
+    most = max(least, min(rows, 8 * _NUMBERS // channels))
     return min(range(least, most + 1), key=wasted)
 
 
@@ -401,6 +418,11 @@ def _change(first, end, task, plan, x, grad, constants, out):
                 normalised = _normalised(x, start + lane, constants, lane, width)
                 result = normalised * load(constants, 2 * width + lane)
                 store(out, start + lane, result + load(constants, 3 * width + lane))
+        elif step == _AFFINE:
+            for i in range(0, width, FLOATS):
+                lane = min(i, width - FLOATS)
+                scaled = load(x, start + lane) * load(constants, lane)
+                store(out, start + lane, scaled + load(constants, width + lane))
         else:
             for i in range(0, width, FLOATS):
                 lane = min(i, width - FLOATS)
