@@ -103,8 +103,15 @@ PROGRAM = """
 
 
 @pytest.mark.skipif(numba.config.DISABLE_JIT, reason="the run without compilation")
-@pytest.mark.parametrize("cpu", ["cortex-a72", "cortex-a76", "apple-m1"])
-@pytest.mark.parametrize(("masks", "each"), [("types.uint8", 3), ("types.int8", 4)])
+@pytest.mark.parametrize(
+    ("cpu", "masks", "each"),
+    [
+        ("cortex-a72", "types.uint8", 3),
+        ("cortex-a76", "types.uint8", 3),
+        ("apple-m1", "types.uint8", 3),
+        ("cortex-a76", "types.int8", 4),
+    ],
+)
 def test_counts_that_do_not_fit_the_registers(cpu, masks, each, tmp_path):
     """The inner loop of 4 pixels times 8 filters reads and writes no memory for its counts."""
     environment = os.environ | {

@@ -13,8 +13,18 @@ not fit, and other shapes of this size load more: 4 × 8 takes 8 loads for 48 in
 A panel has 16 columns, two halves of 8. Each half holds word 0 of each of its filters, then word 1
 of each, and so on.
 
-For speed alone: on ARM64 it takes about half of the time of `counting` (`tinybnn bench kernels`).
-It is compiled from plain vector operations, so it is correct on every CPU.
+For speed alone. It has not been timed on ARM64 (`tinybnn bench kernels` would). These are cycles per
+128 signs of the inner loops, which llvm-mca 19 estimates from the machine code::
+
+                    counting 4 × 32    1 × 32    counting_bytes 4 × 8
+    cortex-a72            3.56          2.64             1.74
+    cortex-a76            3.97          2.70             1.73
+    apple-m1              1.74          1.69             1.25
+
+On cortex-a76 a step of `counting` has 498 instructions, 153 of which access the stack, for 64 times
+128 signs; one of this method has 63, none of which does, for 16 times 128 signs.
+
+The kernel is compiled from plain vector operations, so it is correct on every CPU.
 """
 
 from __future__ import annotations
@@ -100,9 +110,9 @@ def add_byte_counts(
     weights, counts = panels[at : at + _BYTES].view(np.uint64), np.uint64(2**64 - 1)
     if masks.dtype == np.int8:
         counts = masks[at : at + _BYTES].view(np.uint64)
-    differ = [(words[place + step] ^ weights) & counts for place in places]
-    bits = [np.bitwise_count(row.view(np.uint8)).reshape(_VECTORS, -1) for row in differ]
-    return tuple([tuple(np.add(row, new)) for row, new in zip(tile, bits, strict=True)])
+    differ = (words[np.add(places, step), None] ^ weights) & counts  # (rows, 8)
+    bits = np.bitwise_count(differ.view(np.uint8)).reshape(len(tile), _VECTORS, _REGISTER)
+    return tuple(np.add(tile, bits))
 
 
 # Vectors are of one register each. Of wider ones, LLVM computes all exclusive ors of a step before
