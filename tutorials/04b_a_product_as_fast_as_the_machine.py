@@ -320,10 +320,10 @@ inner_loops(four_by_eight)
 # and load them back, which is what blocking was meant to avoid. AVX2 has 16 registers, each half as
 # long: there the same kernel spills, and the package uses another one.
 #
-# ARM64 has 32 registers, each a quarter as long: the counts of 4 × 32 words would take 64. There the
-# package counts bytes instead of words, which takes three instructions for 128 signs (XOR, `cnt`, and
-# an addition of bytes; every 31 words, before a byte overflows, the bytes are added up), and its
-# blocks are 4 × 8: 16 registers of counts, 4 of weights and 4 of `a`
+# ARM64 has 32 registers, each a quarter as long: the counts of 4 × 32 words would take 64. There
+# the package counts bytes instead of words, in three instructions for 128 signs: XOR, `cnt`, and an
+# addition of bytes. Every 31 words, before a byte overflows, the bytes are added up. Its blocks are
+# 4 × 8: 16 registers of counts, 4 of weights and 4 of `a`
 # ([`kernels/signs/counting_bytes.py`](../tinybnn/kernels/signs/counting_bytes.py)).
 #
 # The kernel is in `tinybnn/kernels/signs/counting.py` and reads like the one above with more lines;

@@ -370,10 +370,10 @@ assert batches[-1][1] > 40 * batches[0][1]  # 64 rows share the weights that one
 #
 # The package has both kernels, and a third one that counts the bits of bytes. It uses the one that
 # suits the processor for which Numba compiles; the integers are the same. What decides is what one
-# instruction can do: with VPOPCNTDQ, count the bits of a vector of words (counting); with AVX2, look
-# up 32 nibbles (look-ups); on ARM64, count the bits of 16 bytes (counting bytes).
-# [`kernels/signs/look_ups.py`](../tinybnn/kernels/signs/look_ups.py) takes four vectors of columns at
-# a time, so that each table is loaded for four shuffles.
+# instruction can do: with VPOPCNTDQ, count the bits of a vector of words (counting); with AVX2,
+# look up 32 nibbles (look-ups); on ARM64, count the bits of 16 bytes (counting bytes).
+# [`kernels/signs/look_ups.py`](../tinybnn/kernels/signs/look_ups.py) takes four vectors of columns
+# at a time, so that each table is loaded for four shuffles.
 
 # %%
 print(f"this processor has {cpu_kind()}; the package takes ", end="")

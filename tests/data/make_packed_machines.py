@@ -1,4 +1,4 @@
-"""Write packed_MACHINE.npz: run once on ARM64 and once on x86-64.
+"""Write packed_MACHINE.npz: run once, on ARM64. On x86-64 it wrote the same bytes.
 
 Packed models, inputs and logits. The models use what is computed exactly, or in a fixed order; exp,
 tanh and the sigmoid, which NumPy computes with other instructions on each machine, are left out.

@@ -13,8 +13,8 @@ not fit, and other shapes of this size load more: 4 × 8 takes 8 loads for 48 in
 A panel has 16 columns, two halves of 8. Each half holds word 0 of each of its filters, then word 1
 of each, and so on.
 
-For speed alone. It has not been timed on ARM64 (`tinybnn bench kernels` would). These are cycles per
-128 signs of the inner loops, which llvm-mca 19 estimates from the machine code::
+For speed alone. It has not been timed on ARM64, which `tinybnn bench kernels` does. llvm-mca 19
+estimates these cycles per 128 signs for the inner loops, from their machine code::
 
                     counting 4 × 32    1 × 32    counting_bytes 4 × 8
     cortex-a72            3.56          2.64             1.74
