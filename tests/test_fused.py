@@ -19,10 +19,13 @@ def constants(rng, channels):
     return rng.integers(-8, 9, channels).astype(np.float32) / 4
 
 
-def by_method(is_looked_up, prepare, *arguments, **keywords):
-    """Weights prepared for look-ups, or for counting, whichever the CPU is best at."""
+METHODS = ["counting", "counting_bytes", *["look_ups"] * has_shuffles()]
+
+
+def by_method(method, prepare, *arguments, **keywords):
+    """Weights prepared for one way of counting, whichever the CPU is best at."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepared, "has_fast_look_ups", lambda: is_looked_up)
+        patch.setattr(prepared, "best_method", lambda: method)
         return prepare(*arguments, **keywords)
 
 
@@ -42,7 +45,7 @@ def layers(draw):
     }
     kernel = draw(st.sampled_from(((1, 1), (3, 3), (2, 3))))
     mode = draw(st.sampled_from(("zeros", "ones")))
-    is_looked_up = has_shuffles() and draw(st.booleans())
+    method = draw(st.sampled_from(METHODS))
     many = 1 if kind in ("float", "none") else draw(st.integers(1, 3))
     producers, inputs, sums, kinds = [], [], [], []
     for _ in range(many):
@@ -51,7 +54,7 @@ def layers(draw):
         filters = 1 if one else outputs
         if kind == "linear":
             x, w = words(rng, samples, 130), words(rng, outputs, 130)
-            producers.append(by_method(is_looked_up, xnor.prepare_matmul, w, 130))
+            producers.append(by_method(method, xnor.prepare_matmul, w, 130))
             sums.append(xnor.xnor_matmul(x, w, 130))
         elif kind in ("xnor", "ternary"):
             x = words(rng, samples, height, width, channels)
@@ -59,7 +62,7 @@ def layers(draw):
             mask = words(rng, filters, *kernel, channels) if kind == "ternary" else None
             options = geometry | {"padding_mode": mode, "mask": mask}
             product = by_method(
-                is_looked_up, xnor.prepare_conv2d, w, channels, (height, width), **options
+                method, xnor.prepare_conv2d, w, channels, (height, width), **options
             )
             producers.append(product)
             sums.append(xnor.xnor_conv2d_reference(x, w, channels, **options))

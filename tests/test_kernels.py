@@ -165,15 +165,18 @@ def test_bytes_on_disk():
 # ---------------------------------------------------------------------------------- matrix product
 
 
+METHODS = ["counting", "counting_bytes", *["look_ups"] * has_shuffles()]
+
+
 def by_each_method(test):
     """Run a test once for each method that finds disagreements, whichever the CPU is best at."""
-    methods = (False, True) if has_shuffles() else (False,)
 
     @functools.wraps(test)
     def run(*arguments, **keywords):
-        for has_fast_look_ups in methods:
+        for method in METHODS:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(prepared_, "has_fast_look_ups", Mock(return_value=has_fast_look_ups))
+                for module in (prepared_, xnor):
+                    patch.setattr(module, "best_method", Mock(return_value=method))
                 patch.setattr(look_ups, "LEAST_TERMS", 0)
                 test(*arguments, **keywords)
 
@@ -200,16 +203,13 @@ def test_xnor_matmul(seed, rows, columns, count):
     assert same(xnor.xnor_matmul(*packed, count, dtype=np.float32), out.astype(np.float32))
 
 
-@pytest.mark.skipif(not has_shuffles(), reason="look-ups need shuffles")
 @given(seeds, few, st.integers(1, 70), lengths)
 def test_products_by_the_method_that_is_named(seed, rows, columns, count):
     rng = np.random.default_rng(seed)
     a, b = (bits.pack(random_signs(rng, n, count)) for n in (rows, columns))
-    plans = {m: xnor.prepare_matmul(b, count, method=m) for m in ("counting", "look_ups")}
-    assert {m: plan.kind for m, plan in plans.items()} == {
-        "counting": "xnor",
-        "look_ups": "look_ups",
-    }
+    plans = {m: xnor.prepare_matmul(b, count, method=m) for m in METHODS}
+    kinds = {"counting": "xnor", "counting_bytes": "xnor_bytes", "look_ups": "look_ups"}
+    assert {m: plan.kind for m, plan in plans.items()} == {m: kinds[m] for m in METHODS}
     expected = xnor.xnor_matmul_reference(a, b, count)
     for plan in plans.values():
         assert same(xnor.run(plan, a), expected)
@@ -217,7 +217,7 @@ def test_products_by_the_method_that_is_named(seed, rows, columns, count):
 
 def test_methods_that_are_not_possible(monkeypatch):
     b = np.zeros((2, 512), np.uint64)
-    with pytest.raises(ValueError, match="prepare_matmul: method must be 'counting' or 'look_ups'"):
+    with pytest.raises(ValueError, match="prepare_matmul: method must be 'counting', 'counting_by"):
         xnor.prepare_matmul(b, 100, method="xor")
     with pytest.raises(ValueError, match=r"register_peak: method must be .* got 3"):
         xnor.register_peak(method=3)
@@ -545,7 +545,7 @@ def test_masks_alone_choose_the_code(seed, case, to_bits):
     kinds = {numba.typeof(tuple(prepared.tables)) for prepared in (binary, ternary, product)}
     assert len(kinds) == 1
     assert binary.masks.dtype == np.uint8
-    assert (ternary.masks.dtype == np.uint64) == (ternary.kind == "ternary")
+    assert (ternary.masks.dtype == np.uint8) == (ternary.kind == "look_ups")
 
 
 @pytest.mark.skipif(not has_shuffles(), reason="the CPU has no byte shuffles")
@@ -563,6 +563,37 @@ def test_long_and_short_rows_are_counted(monkeypatch):
                 np.stack([~row, row, row, ~row, ~row, ~row]), row[None], count
             )
             assert same(result, expected)
+
+
+@pytest.mark.parametrize("words_of_a_row", [1, 30, 31, 32, 61, 62, 63, 93, 300])
+@by_each_method
+def test_a_byte_that_overflows(words_of_a_row):
+    """All signs of a row differ: each word adds 8 to each byte of a counter."""
+    count = 64 * words_of_a_row
+    row = bits.pack(random_signs(np.random.default_rng(0), 1, count))
+    a, b = np.concatenate([~row, row] * 3), np.concatenate([row] * 9)
+    expected = count * np.array([[-1], [1]] * 3, np.int32)
+    assert same(xnor.xnor_matmul(a, b, count), np.broadcast_to(expected, (6, 9)))
+    mask = ~np.zeros_like(b)
+    assert same(xnor.xnor_matmul(a, b, count, mask), np.broadcast_to(expected, (6, 9)))
+
+
+@pytest.mark.parametrize(
+    ("has_look_ups", "is_arm64", "terms", "method"),
+    [
+        (False, False, 1000, "counting"),
+        (False, True, 1000, "counting_bytes"),
+        (False, True, 10, "counting_bytes"),
+        (False, True, 10**6, "counting_bytes"),
+        (True, False, 1000, "look_ups"),
+        (True, False, 10, "counting"),
+        (True, False, 10**6, "counting"),
+    ],
+)
+def test_the_method_suits_the_cpu(has_look_ups, is_arm64, terms, method, monkeypatch):
+    monkeypatch.setattr(prepared_, "has_fast_look_ups", lambda: has_look_ups)
+    monkeypatch.setattr(prepared_, "is_arm64", lambda: is_arm64)
+    assert prepared_.method_for(terms).__name__ == f"tinybnn.kernels.signs.{method}"
 
 
 @by_each_method

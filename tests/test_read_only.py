@@ -358,7 +358,8 @@ CALLS = {
 # Public functions that read no user array: they compute sizes, or belong to kernels.
 OTHERS = {
     "cache", "checks", "compilation", "convolution_plans", "convolution_spread",
-    "convolution_tasks", "counting", "exact", "gathered", "images", "inlining",
+    "convolution_tasks", "counting", "counting_bytes", "exact", "gathered", "images",
+    "inlining",
     "layout", "look_ups", "lookup", "masked", "memory", "parallel", "pipeline", "results",
     "selection",
     "shuffles", "simd", "tables", "threads", "tiles", "windows",
@@ -370,7 +371,8 @@ OTHERS = {
     "sign_gradients.with_zeros",
     "ordered.signs_floats", "ordered_matmul.bind_ordered_matmul", "ordered_sums.laid_out",
     "ordered_sums.panels_of", "xnor.bind",
-    "prepared.check_count", "prepared.has_fast_look_ups", "prepared.lay_out_conv2d",
+    "prepared.best_method", "prepared.check_count", "prepared.has_fast_look_ups",
+    "prepared.lay_out_conv2d",
     "prepared.lay_out_matmul", "prepared.method_for", "prepared.method_named",
     "xnor.register_peak",
 }  # fmt: skip

@@ -279,6 +279,7 @@ def test_out_and_strides(method):
     [
         ({"avx2"}, "lookup lookup lookup lookup lookup lookup lookup float/lookup"),
         ({"avx512f"}, "lookup masked lookup float lookup float lookup float"),
+        ({"neon"}, "lookup lookup lookup lookup lookup lookup lookup float/lookup"),
         ({"sse4.2"}, "lookup lookup lookup lookup lookup lookup lookup float/lookup"),
     ],
 )

@@ -155,7 +155,8 @@ inner_loops(nearest)
 # - AVX2 has no such instruction. LLVM uses `vpshufb` as a table of 16 entries: it looks up the
 #   counts of both halves of each byte, and `vpsadbw` adds the bytes (Muła, Kurz and Lemire 2018).
 # - With SSE4.2 it uses `popcnt`, one word at a time.
-# - On ARM it is `cnt`, on bytes, followed by additions of neighbours (`uaddlp`, `uadalp`).
+# - On ARM it is `cnt`, on bytes, followed by additions of neighbours (`uaddlp`, `uadalp`): five
+#   instructions for each vector of 128 signs.
 
 # %% [markdown]
 # ## Vectors by hand
@@ -318,6 +319,12 @@ inner_loops(four_by_eight)
 # the 32 registers of AVX-512. If a block does not fit, the compiler has to *spill* counts to memory
 # and load them back, which is what blocking was meant to avoid. AVX2 has 16 registers, each half as
 # long: there the same kernel spills, and the package uses another one.
+#
+# ARM64 has 32 registers, each a quarter as long: the counts of 4 × 32 words would take 64. There
+# the package counts bytes instead of words, in three instructions for 128 signs: XOR, `cnt`, and an
+# addition of bytes. Every 31 words, before a byte overflows, the bytes are added up. Its blocks are
+# 4 × 8: 16 registers of counts, 4 of weights and 4 of `a`
+# ([`kernels/signs/counting_bytes.py`](../tinybnn/kernels/signs/counting_bytes.py)).
 #
 # The kernel is in `tinybnn/kernels/signs/counting.py` and reads like the one above with more lines;
 # it also handles rows and columns that do not fill a block, and writes int32. It is used in two

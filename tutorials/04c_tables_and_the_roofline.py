@@ -41,7 +41,7 @@ from tinybnn.kernels import bits, xnor
 from tinybnn.kernels.machine import shuffles
 from tinybnn.kernels.machine.selection import count_ones
 from tinybnn.kernels.machine.shuffles import add_three_look_ups, add_tile, has_shuffles
-from tinybnn.kernels.signs.prepared import has_fast_look_ups
+from tinybnn.kernels.signs.prepared import best_method
 from tinybnn.kernels.simd import cpu_kind, load, store, zero_words
 
 numba.set_num_threads(1)
@@ -368,13 +368,16 @@ assert batches[-1][1] > 40 * batches[0][1]  # 64 rows share the weights that one
 # %% [markdown]
 # ## In the package
 #
-# The package has both kernels and uses the one that suits the processor for which Numba compiles;
-# the integers are the same. [`kernels/signs/look_ups.py`](../tinybnn/kernels/signs/look_ups.py)
-# takes four vectors of columns at a time, so that each table is loaded for four shuffles.
+# The package has both kernels, and a third one that counts the bits of bytes. It uses the one that
+# suits the processor for which Numba compiles; the integers are the same. What decides is what one
+# instruction can do: with VPOPCNTDQ, count the bits of a vector of words (counting); with AVX2,
+# look up 32 nibbles (look-ups); on ARM64, count the bits of 16 bytes (counting bytes).
+# [`kernels/signs/look_ups.py`](../tinybnn/kernels/signs/look_ups.py) takes four vectors of columns
+# at a time, so that each table is loaded for four shuffles.
 
 # %%
 print(f"this processor has {cpu_kind()}; the package takes ", end="")
-print("look-ups" if has_fast_look_ups() else "counting")
+print(best_method().replace("_", " "))
 chosen = xnor.prepare_matmul(b, K)
 
 assert np.array_equal(xnor.run(chosen, a), expected)

@@ -27,7 +27,7 @@ from tinybnn.bench.training import training
 from tinybnn.kernels.machine import threads
 from tinybnn.kernels.machine.simd import cpu_kind, cpu_name
 from tinybnn.kernels.signs import xnor
-from tinybnn.kernels.signs.prepared import has_fast_look_ups
+from tinybnn.kernels.signs.prepared import best_method
 
 Report: TypeAlias = dict[str, Any]  # the keys are documented in `run`
 
@@ -119,7 +119,7 @@ def run(
         roof = measure_roof(num_threads, quick)
         say(
             f"The CPU has {cpu_kind()}: sign products by "
-            f"{'look-ups' if has_fast_look_ups() else 'counting'}.\n"
+            f"{_METHODS[best_method()]}.\n"
             f"Register-only peak: {roof['register_peak'] / 1e9:,.0f} Gbit-MAC/s per core. "
             f"Memory: {roof['bandwidth'] / 1e9:.0f} GB/s\n({roof['bandwidth_by']}). "
             f"Threads: {num_threads}.\nMedians, with the fastest and the slowest run in brackets; "
@@ -298,6 +298,10 @@ def _cells(row):
 # Name, milliseconds, fastest and slowest run, the two ratios, and a remark: 100 columns.
 _WIDTHS, _ALIGN = (27, 8, 15, 8, 8, 24), "<>>>><"
 _OURS = (27, 8, 15, 44)  # the remark on ours begins in the column of the peers' ratios
+_METHODS = {
+    "counting": "counting bits of words", "counting_bytes": "counting bits of bytes",
+    "look_ups": "look-ups",
+}  # fmt: skip
 _HEADER = ("", "ms", "", "ratio", "fastest", "")
 _UNITS = {"ratio": "ratio {:g}", "peak_share": "{:.0%} of the peak", "rate": "{:.0f} GB/s"}
 

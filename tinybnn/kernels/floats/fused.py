@@ -523,6 +523,8 @@ _KINDS = {
     "depthwise": _Kind(_depthwise, _lay_out_depthwise, _filled),
     "xnor": _Kind(_xnor, _lay_out_xnor, _xnor_operands),
     "ternary": _Kind(_xnor, _lay_out_xnor, _xnor_operands),
+    "xnor_bytes": _Kind(_xnor, _lay_out_xnor, _xnor_operands),
+    "ternary_bytes": _Kind(_xnor, _lay_out_xnor, _xnor_operands),
     "look_ups": _Kind(_xnor, _lay_out_xnor, _xnor_operands),
 }
 

@@ -80,13 +80,20 @@ def cpu_name() -> str:
     return cpu_target.target_context.codegen().magic_tuple()[1]
 
 
+def is_arm64() -> bool:
+    """Tell whether Numba compiles for ARM64, all of whose CPUs have NEON."""
+    triple, *_ = cpu_target.target_context.codegen().magic_tuple()
+    return triple.startswith(("aarch64", "arm64"))
+
+
 def cpu_kind() -> str:
     """Describe the CPU's vector instructions, as far as kernels depend on them."""
+    if is_arm64():
+        return "NEON"
     for feature, name in (
         ("avx512vpopcntdq", "AVX-512 with VPOPCNTDQ"),
         ("avx512bw", "AVX-512 without VPOPCNTDQ"),
         ("avx2", "AVX2"),
-        ("neon", "NEON"),
     ):
         if feature in cpu_features():
             return name
@@ -272,6 +279,16 @@ def zero_counts(lanes: int) -> Words:
     return np.zeros(lanes, np.uint64)
 
 
+def zero_integers(lanes: int) -> NDArray[np.int32]:
+    """Return a vector of int32 zeros; ``lanes`` must be a constant."""
+    return np.zeros(lanes, np.int32)
+
+
+def zero_bytes(lanes: int) -> NDArray[np.uint8]:
+    """Return a vector of uint8 zeros; ``lanes`` must be a constant."""
+    return np.zeros(lanes, np.uint8)
+
+
 def element_address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
     """Emit a pointer to an element of an array."""
     data = cgutils.create_struct_proxy(array_type)(context, builder, array).data
@@ -340,6 +357,8 @@ def _compile_zeros(function, element):
 
 _compile_zeros(zeros, types.float32)
 _compile_zeros(zero_counts, types.uint64)
+_compile_zeros(zero_integers, types.int32)
+_compile_zeros(zero_bytes, types.uint8)
 
 
 def zero_words() -> Words:

@@ -6,7 +6,7 @@ odd-numbered. Shifting the odd-numbered counts into the upper halves of the even
 turns two vectors of 64-bit counts into one of 32-bit sums.
 
 This method is used on CPUs that count the bits of a whole vector in one instruction (AVX-512 with
-VPOPCNTDQ), and on those without byte shuffles; all others use `look_ups`.
+VPOPCNTDQ), and on x86 without byte shuffles. Others use `look_ups`, or on ARM64 `counting_bytes`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from tinybnn.typing import Array, Words
 
 WIDE, NARROW = 4 * WORDS, 2 * WORDS  # columns of a panel
-_PART = 256  # pixels that pass through all panels before the next ones: their words stay in cache
-_NEAR = 3072  # words of panels (24 KB) that stay in the first-level cache
+PANELS = np.uint64  # their dtype
+PART = 256  # pixels that pass through all panels before the next ones: their words stay in cache
+NEAR = 3072  # words of panels (24 KB) that stay in the first-level cache
 
 
 def panel_words(panels: Words) -> Words:
@@ -127,9 +128,9 @@ def blocks(
     tables = Tables(*arguments)
     wide = tables.group_columns // WIDE  # wide panels per group
     panels = (tables.group_columns + NARROW) // WIDE
-    batch = max(_NEAR // (WIDE * len(tables.taps)), 1)
-    for start in range(first, end, _PART):
-        stop = min(start + _PART, end)
+    batch = max(NEAR // (WIDE * len(tables.taps)), 1)
+    for start in range(first, end, PART):
+        stop = min(start + PART, end)
         for group in range(panel // panels, (panel_end - 1) // panels + 1):
             p_end = min(panel_end - group * panels, panels)
             for p in range(max(panel - group * panels, 0), min(p_end, wide), batch):
@@ -159,13 +160,13 @@ def _panel_sums(zero, first, end, columns, words, base, masks, tables, target):
             i = end - step
         row = i - origin
         if step == 1:
-            a, r = _place(i, base, places)
+            a, r = place_of(i, base, places)
             for c in range(c_first, c_end, len(zero)):
                 at, place = column + c, (channel + c, tables.group_filters - c)
                 (n,) = _count((zero,), (a,), words, taps, panels, at * len(taps))
                 _finish(n, at, r, row, place, results)
         else:
-            a, (r0, r1, r2, r3) = _four_places(i, base, places)
+            a, (r0, r1, r2, r3) = four_places(i, base, places)
             for c in range(c_first, c_end, len(zero)):
                 at, place = column + c, (channel + c, tables.group_filters - c)
                 n0, n1, n2, n3 = _count(four(zero), a, words, taps, panels, at * len(taps))
@@ -176,7 +177,9 @@ def _panel_sums(zero, first, end, columns, words, base, masks, tables, target):
 
 
 @inlined
-def _four_places(i, base, places):
+def four_places(
+    i: int, base: int, places: tuple[Any, ...]
+) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
     """Return the first words and the rows of constants of output pixels i to i + 3."""
     pixels, rows, stride = places
     if len(pixels) == 1:  # a matrix product: nothing to look up
@@ -187,13 +190,13 @@ def _four_places(i, base, places):
         a = base + image * stride
         firsts = a + pixels[p], a + pixels[p + 1], a + pixels[p + 2], a + pixels[p + 3]
         return firsts, (rows[p], rows[p + 1], rows[p + 2], rows[p + 3])
-    (a0, r0), (a1, r1) = _place(i, base, places), _place(i + 1, base, places)
-    (a2, r2), (a3, r3) = _place(i + 2, base, places), _place(i + 3, base, places)
+    (a0, r0), (a1, r1) = place_of(i, base, places), place_of(i + 1, base, places)
+    (a2, r2), (a3, r3) = place_of(i + 2, base, places), place_of(i + 3, base, places)
     return (a0, a1, a2, a3), (r0, r1, r2, r3)
 
 
 @inlined
-def _place(i, base, places):
+def place_of(i: int, base: int, places: tuple[Any, ...]) -> tuple[int, int]:
     """Return an output pixel's first word and its row of constants."""
     pixels, rows, stride = places
     image, pixel = i // len(pixels), i % len(pixels)

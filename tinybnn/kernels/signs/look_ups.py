@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from tinybnn.typing import Array, Words
 
 WIDE, MEDIUM, NARROW = 128, 64, 32 if BYTES == 32 else 64  # columns of a panel
+PANELS = np.uint8  # their dtype
 MOST_TERMS = 2**15 - 1  # signs per sum; uint16 holds their disagreements, for ternary ones doubled
 LEAST_TERMS = 128  # with fewer signs, computing a pixel's table addresses costs more than it saves
 _FULL = 63  # look-ups after which a byte counter is full

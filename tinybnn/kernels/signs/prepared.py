@@ -20,9 +20,9 @@ from tinybnn.kernels.machine.checks import (
 )
 from tinybnn.kernels.machine.memory import aligned
 from tinybnn.kernels.machine.shuffles import has_shuffles
-from tinybnn.kernels.machine.simd import cpu_features
+from tinybnn.kernels.machine.simd import cpu_features, is_arm64
 from tinybnn.kernels.machine.windows import Windows, windows
-from tinybnn.kernels.signs import counting, look_ups
+from tinybnn.kernels.signs import counting, counting_bytes, look_ups
 from tinybnn.kernels.signs.bits import from_bytes, words_for
 from tinybnn.kernels.signs.tables import LookUps, Tables, panels
 
@@ -48,10 +48,10 @@ class Prepared:
         Sign products per image, including those that fill up words and panels.
     products : int
         Sign products per image, without them.
-    masks : (...,) uint64, or (0,) uint8
+    masks : (...,) uint64 or int8, or (0,) uint8
         Ternary weights whose bits are counted: the words of their masks, laid out as
-        ``tables.panels``. Kernels are compiled for each of the two dtypes, so that binary weights
-        pay nothing for masks.
+        ``tables.panels``. Kernels are compiled for each dtype, so that binary weights pay nothing
+        for masks.
     tables : Tables
         Read by the kernels, which take them as a plain tuple.
     """
@@ -68,11 +68,18 @@ class Prepared:
     def kind(self) -> str:
         """Name of the code that kernels are compiled to.
 
-        "look_ups"; or, where bits are counted, "ternary" if weights may be 0, else "xnor".
+        "look_ups"; or, where bits are counted, "ternary" if weights may be 0, else "xnor"; both end
+        with "_bytes" if they are counted in bytes.
         """
-        if self.tables.panels.dtype == np.uint8:
+        if self.method is look_ups:
             return "look_ups"
-        return "ternary" if self.masks.dtype == np.uint64 else "xnor"
+        kind = "xnor" if self.masks.dtype == np.uint8 else "ternary"
+        return kind + "_bytes" * (self.method is counting_bytes)
+
+    @property
+    def method(self) -> ModuleType:
+        """Module of the method that finds disagreements."""
+        return _METHOD_OF[self.tables.panels.dtype.type]
 
     def workspace_words(self, images: int) -> int:
         """Return the most words of ``workspace`` that `run` needs for this number of images."""
@@ -93,39 +100,57 @@ class Prepared:
         return (images, *size, words_for(channels) if self.to_bits else channels)
 
 
+_METHODS = {"counting": counting, "counting_bytes": counting_bytes, "look_ups": look_ups}
+_METHOD_OF = {method.PANELS: method for method in _METHODS.values()}
+
+
 @functools.cache
 def has_fast_look_ups() -> bool:
     """Tell whether the CPU has byte shuffles, but no vector population count."""
     return has_shuffles() and "avx512vpopcntdq" not in cpu_features()
 
 
+def best_method() -> str:
+    """Return the name of the fastest method on this CPU
+
+    It depends on what can be counted in one instruction: the bits of words (AVX-512 with
+    VPOPCNTDQ), those of bytes (ARM64), or neither: then "look_ups", if there are byte shuffles.
+    """
+    if has_fast_look_ups():
+        return "look_ups"
+    return "counting_bytes" if is_arm64() else "counting"
+
+
 def method_for(terms: int) -> ModuleType:
-    """Choose the method for rows of this many signs: the module `look_ups` or `counting`.
+    """Choose the method for rows of this many signs: one of the modules of `method_named`.
 
     The choice does not depend on the number of filters, because one kernel computes all products of
     a fused layer.
     """
-    pays = look_ups.LEAST_TERMS <= terms <= look_ups.MOST_TERMS
-    return look_ups if pays and has_fast_look_ups() else counting
+    best = best_method()
+    pays = best != "look_ups" or look_ups.LEAST_TERMS <= terms <= look_ups.MOST_TERMS
+    return _METHODS[best if pays else "counting"]
 
 
 def method_named(name: str, method: str, terms: int = 0) -> ModuleType:
-    """Return the module of a method by its name, "counting" or "look_ups".
+    """Return the module of a method by its name, "counting", "counting_bytes" or "look_ups".
 
     Raises
     ------
     ValueError
         If the name is another one, or the CPU or the number of signs rules the method out.
     """
-    if method not in ("counting", "look_ups"):
-        raise ValueError(f"{name}: method must be 'counting' or 'look_ups', got {method!r}")
+    if method not in _METHODS:
+        raise ValueError(
+            f"{name}: method must be 'counting', 'counting_bytes' or 'look_ups', got {method!r}"
+        )
     if method == "look_ups" and not has_shuffles():
         raise ValueError(f"{name}: method 'look_ups' needs AVX2, which this CPU lacks")
     if method == "look_ups" and terms > look_ups.MOST_TERMS:
         raise ValueError(
             f"{name}: method 'look_ups' takes up to {look_ups.MOST_TERMS} signs a row, got {terms}"
         )
-    return counting if method == "counting" else look_ups
+    return _METHODS[method]
 
 
 def _in_panels(weight, table, columns, lay_out):
@@ -222,7 +247,7 @@ def prepare_matmul(
         As in `xnor_matmul`.
     thresholds, flip : (N,) int32 and (N,) bool, optional
         If given, `run` returns bits, as `threshold` applied to the product.
-    method : 'counting' or 'look_ups', optional
+    method : 'counting', 'counting_bytes' or 'look_ups', optional
         How disagreements are counted. Default: the faster one on this CPU. The result is the same.
 
     Returns
@@ -377,7 +402,7 @@ def _plan(window, filters, channels, groups, words, padding_mode, to_bits, is_te
     inside, classes = _border_classes(window, padding_mode)
     image_words = math.prod(window.padded_size) * words
     tables = Tables(
-        panels=NO_WORDS,
+        panels=np.zeros(0, method.PANELS),
         group_filters=filters // groups,
         group_columns=columns // groups,
         cuts=_cuts(table, to_bits),
@@ -454,16 +479,16 @@ def _lay_out(name, plan, weight, mask, thresholds, flip):
     filters, height, width, words = weight.shape
     weight = weight.reshape(filters, height * width, words)
     mask = None if mask is None else mask.reshape(weight.shape)
-    method = look_ups if prepared.kind == "look_ups" else counting
+    method = prepared.method
     columns = panels(tables.groups, tables.group_filters, method.WIDE, method.NARROW)
     if method is look_ups:
         rows, count, zeros = _rows_for_look_ups(weight, mask, LookUps(*tables.look_ups))
         weights = _in_panels(rows, *columns, lambda rows: look_ups.panel_nibbles(rows, count))
     else:
         rows = weight.reshape(len(weight), math.prod(weight.shape[1:]))
-        weights = _in_panels(rows, *columns, counting.panel_words)
+        weights = _in_panels(rows, *columns, method.panel_words)
         if mask is not None:
-            masks = _in_panels(mask.reshape(rows.shape), *columns, counting.panel_words)
+            masks = _in_panels(mask.reshape(rows.shape), *columns, method.panel_words)
     constants, flips = _epilogue(base, zeros, tables.groups, thresholds, flip, method)
     tables = tables._replace(panels=weights, constants=constants, flips=flips)
     return replace(prepared, masks=masks, tables=tables)

@@ -22,13 +22,13 @@ class Tables(NamedTuple):
 
     The filters of a group are cut into panels: adjacent columns that one pass over the words of a
     pixel computes. They are wide, with a narrow one for the rest where that suffices. The method
-    that counts, `counting` or `look_ups`, defines the content of a panel.
+    that counts, `counting`, `counting_bytes` or `look_ups`, defines the content of a panel.
 
     Attributes
     ----------
-    panels : (...,) uint64 or uint8
-        All panels, one after the other: words to count the bits of, or nibbles to look up. Kernels
-        are compiled for each of the two dtypes.
+    panels : (...,) uint64, int8 or uint8
+        All panels, one after the other: words to count the bits of, the same as bytes, or nibbles
+        to look up. The dtype tells the method, and kernels are compiled for each.
     group_filters, group_columns : int
         Filters of a group, and their number rounded up to whole panels. Column c of all panels has
         column c of ``constants``.

@@ -30,9 +30,9 @@ it in two steps:
 with NumPy's on floats.
 
 The parts of the kernel have their own files: `tables` describes the tables that it reads, and
-`prepared` builds them; `images` makes padded copies of images; `counting` and `look_ups` are two
-methods of counting disagreements (the faster one on the CPU is used); and `results` turns counts
-into sums or bits.
+`prepared` builds them; `images` makes padded copies of images; `counting`, `counting_bytes` and
+`look_ups` are methods of counting disagreements (the fastest one on the CPU is used); and `results`
+turns counts into sums or bits.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba.core import types
+from numba.np.numpy_support import as_dtype
 
 from tinybnn.kernels.machine import parallel
 from tinybnn.kernels.machine.checks import check_row, check_words, out_array
@@ -51,15 +51,15 @@ from tinybnn.kernels.machine.memory import empty
 from tinybnn.kernels.machine.simd import chosen, kernel, subkernel
 from tinybnn.kernels.machine.threads import tasks_for
 from tinybnn.kernels.machine.windows import Windows, windows, with_border
-from tinybnn.kernels.signs import counting, look_ups
+from tinybnn.kernels.signs import counting, counting_bytes, look_ups
 from tinybnn.kernels.signs.bits import pack_reference, split_groups_reference, unpack_reference
 from tinybnn.kernels.signs.images import pad
 from tinybnn.kernels.signs.prepared import (
     NO_SUMS,
     NO_WORDS,
     Prepared,  # part of the interface, as the other names with noqa
+    best_method,
     check_count,
-    has_fast_look_ups,
     lay_out_conv2d,
     lay_out_matmul,
     method_named,
@@ -311,11 +311,12 @@ def _reference_method(prepared, image):
     record, length = LookUps(*tables.look_ups), len(tables.taps)
 
     def counted(start, column, width):
-        at, end = column * length, (column + width) * length
-        words = counting.words_of_panel(tables.panels[at:end], length)
+        size = length * 8 // tables.panels.itemsize
+        at, end = column * size, (column + width) * size
+        words = method.words_of_panel(tables.panels[at:end], length)
         differ = image[:, start + tables.taps, None] ^ words
-        if prepared.kind == "ternary":
-            differ = differ & counting.words_of_panel(masks[at:end], length)
+        if len(masks):
+            differ = differ & method.words_of_panel(masks[at:end], length)
         return np.bitwise_count(differ).sum(1, dtype=np.int64)
 
     def looked_up(start, column, width):
@@ -327,11 +328,10 @@ def _reference_method(prepared, image):
         differ = seen ^ look_ups.nibbles_of_panel(rows, record.count)
         return np.bitwise_count(differ).sum(1, dtype=np.int64)
 
-    is_looked_up = prepared.kind == "look_ups"
-    method = look_ups if is_looked_up else counting
+    method = prepared.method
     table, _ = panels(tables.groups, tables.group_filters, method.WIDE, method.NARROW)
     step = 1 if record.is_twofold else 2
-    return table, looked_up if is_looked_up else counted, step
+    return table, looked_up if method is look_ups else counted, step
 
 
 def bind(
@@ -440,6 +440,9 @@ def sums_of(
     _blocks(first, end, np.int64(0), tables.cuts[-1], words, base, masks, arguments, target)
 
 
+_BLOCKS = {method.PANELS: method.blocks for method in (counting, counting_bytes, look_ups)}
+
+
 def _blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
     """Multiply output pixels first to end - 1 by panels panel to panel_end - 1 (see `Tables`).
 
@@ -449,13 +452,13 @@ def _blocks(first, end, panel, panel_end, words, base, masks, arguments, target)
         Where the results go: each pixel, beginning with pixel ``origin``, has a row of ``sums`` or,
         unless it is empty, of ``bits``. Sums are int32, or the bits of float32.
     """
-    method = look_ups if arguments[0].dtype == np.uint8 else counting
-    method.blocks(first, end, panel, panel_end, words, base, masks, arguments, target)
+    blocks = _BLOCKS[arguments[0].dtype.type]
+    blocks(first, end, panel, panel_end, words, base, masks, arguments, target)
 
 
 @chosen(_blocks)
 def _compiled_blocks(first, end, panel, panel_end, words, base, masks, arguments, target):
-    blocks = look_ups.blocks if arguments[0].dtype == types.uint8 else counting.blocks
+    blocks = _BLOCKS[as_dtype(arguments[0].dtype).type]
     return lambda first, end, panel, panel_end, words, base, masks, arguments, target: blocks(
         first, end, panel, panel_end, words, base, masks, arguments, target
     )
@@ -467,25 +470,23 @@ def _compiled_blocks(first, end, panel, panel_end, words, base, masks, arguments
 def register_peak(repetitions: int = 200_000, method: str | None = None) -> float:
     """Measure the sign products per second of one core when nothing has to be loaded.
 
-    It runs the instructions of the product's inner loop on values that stay in registers (for
-    look-ups, in the first-level cache). `xnor_matmul` is slower than this by the cost of its loads,
-    stores and loops.
+    It runs the instructions of the product's inner loop on values that stay in registers or, with
+    the methods of bytes and of look-ups, in the first-level cache. `xnor_matmul` is slower by the
+    cost of its loads, stores and loops.
 
     Parameters
     ----------
     repetitions : int
         Repetitions of the loop in each run.
-    method : 'counting' or 'look_ups', optional
-        Default: the faster one on this CPU.
+    method : 'counting', 'counting_bytes' or 'look_ups', optional
+        Default: the fastest one on this CPU.
 
     Returns
     -------
     float
         Sign products per second, the best of 5 runs.
     """
-    if method is None:
-        method = "look_ups" if has_fast_look_ups() else "counting"
-    method = method_named("register_peak", method)
+    method = method_named("register_peak", best_method() if method is None else method)
     method.register_loop(1)  # compiled
     rates = []
     for _ in range(5):
