@@ -43,6 +43,7 @@ from tinybnn.experiments import classifiers, fedavg, fedhybnn, runner
 from tinybnn.experiments import settings as experiment_settings
 from tinybnn.experiments.bdnet import arms as bdnet_arms
 from tinybnn.experiments.bdnet import curvature as bdnet_curvature
+from tinybnn.experiments.bdnet import fronts as bdnet_fronts
 from tinybnn.experiments.bdnet import landscape as bdnet_landscape
 from tinybnn.experiments.bdnet import training as bdnet_training
 from tinybnn.experiments.hybnn import bounds, networks
@@ -885,7 +886,7 @@ EXAMPLES[spectra.SpectralDensity] = (
     lambda density: (density(np.arange(3.0), 0.5), density.moment(2)),
 )  # fmt: skip
 for config in (fedavg.Config, fedhybnn.Config, bdnet_training.Config, bdnet_curvature.Config,
-               bdnet_landscape.Config, hybnn_experiment.Config,
+               bdnet_fronts.Config, bdnet_landscape.Config, hybnn_experiment.Config,
                bounds.Config, classifiers.Config, experiment_settings.Config,
                experiment_settings.ImageConfig):  # fmt: skip
     value(config)
