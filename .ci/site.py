@@ -27,7 +27,10 @@ PICTURES = (
 )  # fmt: skip
 
 MISSING = "() => [...document.images].filter(i => !i.naturalWidth).map(i => i.src)"
-OVERHANG = "() => document.documentElement.scrollWidth - innerWidth"
+# The theme lets the container of the text scroll, instead of the document.
+OVERHANG = """() => Math.max(
+    ...[...document.querySelectorAll("html, body, main, .bd-article-container, article")]
+        .filter(e => e.clientWidth).map(e => e.scrollWidth - e.clientWidth))"""
 # Every element that has text of its own. Colours are those the browser computes; text without a
 # background of its own has that of a parent.
 FAINT = """theme => {
