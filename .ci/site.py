@@ -16,7 +16,7 @@ import sys
 import threading
 from pathlib import Path
 
-from playwright.async_api import async_playwright
+from playwright.async_api import TimeoutError, async_playwright
 
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 THEMES = ("light", "dark")
@@ -27,7 +27,10 @@ PICTURES = (
 )  # fmt: skip
 
 MISSING = "() => [...document.images].filter(i => !i.naturalWidth).map(i => i.src)"
-OVERHANG = "() => document.documentElement.scrollWidth - innerWidth"
+# The theme lets the container of the text scroll, instead of the document.
+OVERHANG = """() => Math.max(
+    ...[...document.querySelectorAll("html, body, main, .bd-article-container, article")]
+        .filter(e => e.clientWidth).map(e => e.scrollWidth - e.clientWidth))"""
 # Every element that has text of its own. Colours are those the browser computes; text without a
 # background of its own has that of a parent.
 FAINT = """theme => {
@@ -118,10 +121,13 @@ class Tab:
     async def search(self):
         self.name = "search.html"
         await self.page.goto(f"{self.address}/search.html?q=BinaryConv2d")
-        await self.page.wait_for_selector("#search-results li", timeout=20_000)
-        results = await self.page.inner_text("#search-results li:first-of-type")
+        found = self.page.locator("#search-results li").first
+        try:
+            results = await found.inner_text(timeout=20_000)
+        except TimeoutError:
+            results = "nothing"
         if "BinaryConv2d" not in results:
-            self.note(f"BinaryConv2d is not found first, but {results!r}")
+            self.note(f"a search for BinaryConv2d finds {results!r} first")
 
 
 async def check(address, pages, pictures):

@@ -35,6 +35,7 @@ myst_heading_anchors = 4
 
 # Reference: a page a room
 autosummary_generate = True
+autodoc_preserve_defaults = True  # as written, not their repr
 autosummary_context = {"groups": rooms.groups, "borrowed": rooms.borrowed}
 suppress_warnings = ["config.cache"]  # functions in autosummary_context
 default_role = "py:obj"  # a link where the reference has the name, otherwise code

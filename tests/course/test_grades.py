@@ -125,7 +125,6 @@ def test_code_of_students_stays_in_its_copy(sub):
     hand_in(sub, "anna", RIGHT)
     solution = str(SOLUTIONS / "bits.py")
     places = {
-        "solution": f"exec(open({solution!r}).read())",
         "program": f"import subprocess; subprocess.run(['cat', {solution!r}])",
         "shell": f"import os; os.system('touch {sub / 'anna' / 'mybnn' / 'new.py'}')",
         "read": f"open({str(sub / 'anna' / 'mybnn' / 'bits.py')!r})",
@@ -136,6 +135,9 @@ def test_code_of_students_stays_in_its_copy(sub):
         "report": f"open({str(sub.parent / 'reports' / 'students' / 'anna.md')!r}, 'a')",
         "table": f"open({str(sub.parent / 'grades.csv')!r}, 'w')",
     }
+    checkout = Path(module.__file__).parents[2]  # a wheel does not know where the solutions are
+    if SOLUTIONS.is_relative_to(checkout):
+        places["solution"] = f"exec(open({solution!r}).read())"
     for name, code in places.items():
         hand_in(sub, name, f"{code}\n{RIGHT}")
     before = contents(sub)
