@@ -932,7 +932,7 @@ def test_refusals(function, arguments, keywords, message):
 def run_tests(tests, **environment):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
     environment = {**os.environ, "HYPOTHESIS_PROFILE": "ci", **environment}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
