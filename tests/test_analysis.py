@@ -60,7 +60,7 @@ def test_counts_of_a_known_network():
         (nn.BinaryConv2d(4, 4, 3, stride=2, groups=4), (4, 7, 7), 9 * 36, 0, 36),
         (nn.ConvTranspose2d(3, 5, 2, stride=2, bias=False), (3, 4, 4), 0, 16 * 60, 32 * 60),
         (nn.AdaBinConv2d(3, 5, 2), (3, 4, 4), 9 * 60 + 9 * 12, 0, 60 + 32 * 12),
-        (nn.BatchNorm2d(3), (3, 4, 4), 0, 0, 32 * 12),
+        (nn.BatchNorm2d(3), (3, 4, 4), 0, 0, 32 * 6),
     ],
     ids=lambda x: type(x).__name__ if isinstance(x, nn.Module) else None,
 )

@@ -745,7 +745,7 @@ def test_mobile_rows_of_the_benchmark(monkeypatch):
 
 def test_targets_of_the_mobile_rows():
     assert [(task.batch, task.size, task.ratios) for task in bench_models.MOBILE] == [
-        (1, 32, (5.0, 5.0)), (64, 32, (8.0, 8.0)), (1, 224, None),
+        (1, 32, (8.0, 6.0)), (64, 32, (5.0, 3.0)), (1, 224, (3.0, 3.0)),
     ]  # fmt: skip
     assert all(task.width == 1.0 for task in bench_models.MOBILE)
 

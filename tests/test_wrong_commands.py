@@ -193,7 +193,7 @@ def test_a_name_that_does_not_exist(command, said, here, capsys):
         ("bench kernels --profile", "--profile is an option of train, not of kernels"),
         ("federated simulate --clients 5000", "more than the 1,437 training images"),
         ("federated simulate --config strategy=singn", "unknown strategy 'singn' (did you mean"),
-        ("federated simulate --config norm=none", "choose from average, local, frozen"),
+        ("federated simulate --config norm=batch", "choose from average, local, frozen, none"),
         ("federated simulate --config rounds=many", "rounds expects a number, got 'many'"),
         ("federated simulate --config strategy=3", "strategy expects a text, got 3"),
         ("federated simulate --config foo", "expects KEY=VALUE, got 'foo'"),

@@ -317,6 +317,11 @@ class _BatchNorm(Module):
             self.num_batches_tracked += 1
         return output
 
+    def cost(self, input_shape: Sequence[int]) -> Cost:
+        """Compute the `Cost`: in evaluation the layer is alpha x + beta, two numbers a channel."""
+        bits = 2 * 8 * self.running_mean.itemsize * self.num_features
+        return Cost(tuple(input_shape), weight_bits=bits)
+
     def extra_repr(self) -> str:
         affine = self.weight is not None
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={affine}"
