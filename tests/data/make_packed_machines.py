@@ -1,5 +1,7 @@
 """Write packed_MACHINE.npz: run once, on ARM64. On x86-64 it wrote the same bytes.
 
+The file has version 2, with batch norms of four operations.
+
 Packed models, inputs and logits. The models use what is computed exactly, or in a fixed order; exp,
 tanh and the sigmoid, which NumPy computes with other instructions on each machine, are left out.
 """
